@@ -1,0 +1,1 @@
+"""What proves a backend: independent float64 oracles of every contract."""
