@@ -1,0 +1,40 @@
+# Each target works on a fresh clone with nothing but make and Python 3.11-3.13.
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test check bench format clean
+
+demo: .venv/run  ## train a small model on the Python standard library, and read what it writes
+	$(BIN)/picotron train examples/demo.toml
+
+test: .venv/dev  ## every test
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+check: .venv/dev  ## lint, format, types, import law
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/dev  ## benchmarks: compare numbers of one run only
+	$(BIN)/python -m pytest -q benchmarks/bench_*.py --benchmark-enable --benchmark-only
+	$(BIN)/python benchmarks/bench_attention_memory.py
+
+format: .venv/dev  ## what `check` would complain of, mended where a tool can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build dist runs
+
+# A stamp says what the environment holds; a change of what it is made from makes it again.
+.venv/run: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[plot]'
+	touch $@
+
+.venv/dev: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@ .venv/run

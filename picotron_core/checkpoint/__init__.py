@@ -1,0 +1,1 @@
+"""Saving a run's state whole, and reading it back."""

@@ -1,0 +1,34 @@
+"""The command line: one file a command. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+from picotron_core.errors import PicotronError
+
+INTERRUPTED = 130  # what a shell reports for a process that SIGINT ended
+
+
+def main() -> None:
+    """Run a command; print an error as one line, with its traceback only under --debug."""
+    import click
+
+    from picotron_core.cli.app import app
+
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        code = app(arguments, prog_name="picotron", standalone_mode=False) or 0
+    except PicotronError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        print("Interrupted.", file=sys.stderr)
+        code = INTERRUPTED
+    sys.exit(code)

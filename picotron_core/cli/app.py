@@ -1,0 +1,162 @@
+"""The commands and their options. What a command does is in the file of its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from picotron_core import __version__
+from picotron_core.config import load_settings
+from picotron_core.errors import ConfigError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train LLMs on the hardware you have. --debug shows the traceback of an error.",
+    epilog="Start with: picotron train",
+)
+# Settings (--train.steps 200) are no options of typer's: `_settings` reads them from the rest.
+WITH_SETTINGS = {"ignore_unknown_options": True}
+SETTINGS_HELP = "Every setting is a flag: --train.steps 200. `picotron config` lists them all."
+
+Rest = Annotated[
+    list[str] | None, typer.Argument(metavar="[CONFIG.toml]", show_default=False, help="A config.")
+]
+Backends = Annotated[
+    str, typer.Option(help="Backends by op: 'attention=sdpa,mem_efficient;*=auto', or one name.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda: short for --run.device.")]
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", help="Enable an installed plugin; may be repeated."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"picotron {__version__}")
+        raise typer.Exit
+
+
+@app.command(context_settings=WITH_SETTINGS, epilog=SETTINGS_HELP)
+def train(
+    rest: Rest = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Text files, a folder, JSONL, Parquet or a dataset name; repeatable."),
+    ] = None,
+    resume: Annotated[
+        str, typer.Option(help="Continue a run: its folder, or auto for the newest.")
+    ] = "",
+    name: Annotated[str, typer.Option(help="The run's folder name: short for --run.name.")] = "",
+    backends: Backends = "",
+    plugin: Plugins = None,
+    device: Device = "",
+) -> int:
+    """Train a model, by default on the source of Python's standard library."""
+    from picotron_core.cli.train import find_run, run_training
+
+    shorthands = [("data.paths", path) for path in data or []]
+    shorthands += [("run.name", name)] if name else []
+    config, overrides = _split(rest)
+    overrides = [*_shorthands(plugin, device), *shorthands, *overrides]
+    if not resume:
+        return run_training(load_settings(config, overrides, backends=backends))
+    if config is not None:
+        raise ConfigError(f"--resume takes the run's own config.toml; leave out {config}.")
+    run = find_run(resume, load_settings(None, overrides, backends=backends).config.run.dir)
+    settings = load_settings(run.config, overrides, backends=backends)
+    return run_training(settings, resume_from=run)
+
+
+@app.command()
+def generate(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints.")],
+    prompt: Annotated[str, typer.Option(help="The text to continue.")] = "",
+    tokens: Annotated[int, typer.Option(min=1, help="How many tokens to write.")] = 200,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Sample from the k likeliest; 0 means all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest that sum to p.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
+    backends: Backends = "",
+    plugin: Plugins = None,
+    device: Device = "",
+) -> None:
+    """Continue a prompt with a trained model."""
+    from picotron_core.cli.generate import open_run, write_text
+
+    directory, checkpoint, manifest = open_run(run)
+    settings = load_settings(directory.config, _shorthands(plugin, device), backends=backends)
+    write_text(
+        settings,
+        directory,
+        checkpoint,
+        manifest,
+        prompt=prompt,
+        max_new_tokens=tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    )
+
+
+@app.command(context_settings=WITH_SETTINGS, epilog=SETTINGS_HELP)
+def backends(
+    rest: Rest = None,
+    device: Annotated[
+        str, typer.Option(help="A card that need not be here: t4, v100, p100, gtx1080, a100, h100.")
+    ] = "",
+    json: Annotated[bool, typer.Option("--json", help="The same as data.")] = False,
+    backends: Backends = "",
+    plugin: Plugins = None,
+) -> int:
+    """List every backend, who would serve each op on this device, and why others cannot."""
+    from picotron_core.cli.backends import list_backends
+
+    config, overrides = _split(rest)
+    overrides = [*_shorthands(plugin, ""), *overrides]
+    settings = load_settings(config, overrides, backends=backends)
+    return list_backends(settings, profile_name=device, as_json=json)
+
+
+@app.command(context_settings=WITH_SETTINGS)
+def config(
+    rest: Rest = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As docs/configuration.md.")] = False,
+) -> None:
+    """List every setting with its value, default and meaning."""
+    from picotron_core.cli.config import list_settings
+
+    path, overrides = _split(rest)
+    list_settings(load_settings(path, overrides), markdown=markdown)
+
+
+def _shorthands(plugins: list[str] | None, device: str) -> list[tuple[str, str]]:
+    enabled = [("plugins.enable", name) for name in plugins or []]
+    return [*enabled, ("run.device", device)] if device else enabled
+
+
+def _split(rest: list[str] | None) -> tuple[Path | None, list[tuple[str, str]]]:
+    """Arguments that are no options of typer's -> the config file and the settings."""
+    path: Path | None = None
+    overrides = []
+    words = iter(rest or [])
+    for word in words:
+        if word.startswith("--"):
+            key, equals, value = word[2:].partition("=")
+            given = value if equals else next(words, None)
+            if given is None:
+                raise ConfigError(f"--{key} needs a value: --{key} VALUE.")
+            overrides.append((key, given))
+        elif path is None:
+            path = Path(word)
+        else:
+            raise ConfigError(f"Two config files, {path} and {word}: give one.")
+    return path, overrides

@@ -1,0 +1,139 @@
+"""What a run prints: a live bar on a terminal, plain lines in a pipe, nothing on other ranks."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from picotron_core import __version__
+from picotron_core.cli.selection import selection_table
+from picotron_core.config import Config
+from picotron_core.data.token_cache import Tokens
+from picotron_core.engine.metrics import EvalRecord, Record, StepRecord
+from picotron_core.engine.run_directory import RunDirectory
+from picotron_core.hardware import Device
+from picotron_core.model.architecture import Architecture
+from picotron_core.parallel.world import World
+from picotron_core.precision import Precision
+from picotron_core.registry import Selection
+
+PIPE_WIDTH = 120  # columns where no terminal says how many there are
+
+
+@dataclass(slots=True)
+class View:
+    """Shows a run on one console. On ranks other than the first the console is quiet."""
+
+    config: Config
+    console: Console
+    bar: Progress
+    task: TaskID | None = None
+    started: dict[str, float] = field(default_factory=dict)
+
+    def introduce(self, device: Device, precision: Precision, world: World) -> None:
+        ranks = f", {world.size} ranks" if world.size > 1 else ""
+        self.console.print(f"[bold]picotron {__version__}[/] on {device}{ranks}")
+        self.console.print(f"dtype  {precision.compute} ({precision.reason}); float32 masters")
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Data preparation: a bar of its own per stage, or a line at its start and end."""
+        if self.console.is_terminal:
+            if stage not in self.started:
+                self.started[stage] = self.bar.add_task(stage, total=total, note="")
+            self.bar.update(TaskID(int(self.started[stage])), completed=done, total=total)
+            if done >= total:
+                self.bar.remove_task(TaskID(int(self.started.pop(stage))))
+        elif stage not in self.started:
+            self.started[stage] = time.perf_counter()
+            self.console.print(f"data   {stage}: {total / 1e6:.1f} MB")
+
+    def present(
+        self,
+        tokens: Tokens,
+        architecture: Architecture,
+        selections: Sequence[Selection],
+        run: RunDirectory,
+        rate: float,
+    ) -> None:
+        """All that was decided before the first step."""
+        train = self.config.train
+        print_ = self.console.print
+        print_(f"data   {tokens.label}")
+        print_(
+            f"model  Llama, {architecture.num_parameters / 1e6:.1f} M parameters, "
+            f"{architecture.num_hidden_layers} layers of {architecture.hidden_size}"
+        )
+        per_step = train.micro_batch * train.accumulation
+        print_(
+            f"train  {train.steps} steps of {per_step} x {self.config.data.seq_len} tokens a rank"
+        )
+        print_(f"speed  matrix products at {rate / 1e9:.0f} GFLOP/s (MFU is relative to this)")
+        print_(f"run    {run.path}\n")
+        print_(selection_table(selections))
+        print_()
+
+    def show(self, record: Record) -> None:
+        """A step or an evaluation."""
+        if isinstance(record, EvalRecord):
+            self.console.print(
+                f"step {record.step:>6}  val_loss {record.val_loss:.4f}  "
+                f"bits_per_byte {record.bits_per_byte:.4f}"
+            )
+            return
+        total = self.config.train.steps
+        if self.console.is_terminal:
+            if self.task is None:
+                self.task = self.bar.add_task("training", total=total, note="")
+            self.bar.update(self.task, completed=record.step, note=_note(record))
+        elif record.step % self.config.run.log_every == 0 or record.step in (1, total):
+            left = (total - record.step) * record.step_s
+            self.console.print(f"step {record.step:>6}  {_note(record)}  eta {_clock(left)}")
+
+
+def _note(record: StepRecord) -> str:
+    mfu = "" if record.mfu is None else f"  mfu {record.mfu:.0%}"
+    return (
+        f"loss {record.loss:.4f}  norm {record.grad_norm:.2f}  lr {record.lr:.2e}  "
+        f"{record.tokens_per_s:,.0f} tokens/s{mfu}"
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+@contextmanager
+def open_view(config: Config, world: World) -> Iterator[View]:
+    """A view while a run lasts; Picotron's log goes to the same console."""
+    console = Console(quiet=not world.is_first, highlight=False)
+    if not console.is_terminal:
+        console = Console(
+            quiet=not world.is_first, highlight=False, width=PIPE_WIDTH, soft_wrap=True
+        )
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+    handler = RichHandler(console=console, show_time=False, show_path=False)
+    log = logging.getLogger("picotron")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        with bar:
+            yield View(config, console, bar)
+    finally:
+        log.removeHandler(handler)

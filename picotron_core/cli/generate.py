@@ -1,0 +1,91 @@
+"""`picotron generate`: continue a prompt with the weights of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from picotron_core.checkpoint.load import find_checkpoint, load_weights_only
+from picotron_core.cli.model import architecture_of
+from picotron_core.cli.selection import find_device, open_registry, select
+from picotron_core.config import Settings
+from picotron_core.data.tokenizer import load_tokenizer
+from picotron_core.engine.generate import generate
+from picotron_core.engine.run_directory import RunDirectory
+from picotron_core.errors import ConfigError
+from picotron_core.model.llama import Llama
+from picotron_core.model.requests import requests
+from picotron_core.precision import choose_precision
+from picotron_core.registry.bind import bind
+
+
+def open_run(path: Path) -> tuple[RunDirectory, Path, dict[str, Any]]:
+    """A run's folder (or one of its checkpoints) -> the run, its checkpoint, the manifest."""
+    run = path.parent.parent if path.parent.name == "checkpoints" else path
+    if not (run / "config.toml").is_file():
+        raise ConfigError(f"{path} is no run (no config.toml). `ls runs` shows what there is.")
+    checkpoint, manifest = find_checkpoint(path)
+    return RunDirectory(run), checkpoint, manifest
+
+
+def write_text(
+    settings: Settings,
+    run: RunDirectory,
+    checkpoint: Path,
+    manifest: Mapping[str, Any],
+    *,
+    prompt: str,
+    max_new_tokens: int,
+    temperature: float = 0.8,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> None:
+    """Print the prompt and its continuation, as it is written."""
+    config = settings.config
+    tokenizer = load_tokenizer(str(run.tokenizer))
+    architecture = architecture_of(config, tokenizer.vocab_size)
+    registry = open_registry(settings)
+    device = find_device(settings, registry)
+    precision = choose_precision(config.train.dtype, device)
+    wanted = requests(
+        architecture,
+        device=device,
+        dtype=precision.compute,
+        seq_len=architecture.max_position_embeddings,
+        micro_batch=1,
+        document_mask=False,
+        training=False,
+        world_size=1,
+    )
+    ops, _ = bind(select(settings, registry, wanted), registry)
+    model = Llama(architecture, ops)
+    load_weights_only(dict(model.named_parameters()), checkpoint)
+    model.to(torch.device(device.type), getattr(torch, precision.compute))
+
+    # A prompt of nothing continues the end of a document: what the model saw before each one.
+    ids = tokenizer.encode(prompt) or [tokenizer.eos_id]
+    written: list[int] = []
+    shown = ""
+    print(prompt, end="", flush=True)
+    for token in generate(
+        model,
+        ids,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        eos_id=tokenizer.eos_id,
+    ):
+        written.append(token)
+        # Decode all that was written: one character may be spread over several tokens.
+        text = tokenizer.decode(written)
+        if text.endswith("\N{REPLACEMENT CHARACTER}"):
+            continue
+        print(text[len(shown) :], end="", flush=True)
+        shown = text
+    print()

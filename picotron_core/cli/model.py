@@ -1,0 +1,35 @@
+"""The model that the settings describe."""
+
+from __future__ import annotations
+
+from picotron_core.config import Config
+from picotron_core.errors import ConfigError
+from picotron_core.model.architecture import Architecture
+
+
+def architecture_of(config: Config, vocab_size: int) -> Architecture:
+    """The architecture of `[model]`: a Hugging Face folder's, or the fields with that vocabulary.
+
+    Raises: ConfigError where the folder's embedding is smaller than the vocabulary.
+    """
+    model = config.model
+    if model.path:
+        from picotron_core.model.pretrained import load_architecture
+
+        architecture = load_architecture(model.path)
+        if vocab_size > architecture.vocab_size:
+            raise ConfigError(
+                f"The tokenizer has {vocab_size} tokens, but the model of {model.path} embeds "
+                f"{architecture.vocab_size}. Leave data.tokenizer empty to take the model's own."
+            )
+        return architecture
+    fields = model.model_dump(exclude={"path", "pretrained", "head_dim", "rope_scaling"})
+    if model.head_dim:
+        fields["head_dim"] = model.head_dim
+    fields["rope_parameters"] = {
+        "rope_theta": fields.pop("rope_theta"),
+        **(model.rope_scaling.model_dump() if model.rope_scaling else {"rope_type": "default"}),
+    }
+    return Architecture.from_transformers(
+        {"model_type": "llama", "vocab_size": vocab_size, **fields}
+    )

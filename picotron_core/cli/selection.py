@@ -1,0 +1,69 @@
+"""From settings to bound kernels, as every command does it, and how a selection is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from picotron_core.config import Settings
+from picotron_core.errors import ConfigError
+from picotron_core.hardware import Device, look
+from picotron_core.model.architecture import Architecture
+from picotron_core.model.requests import requests
+from picotron_core.registry import Request, Selection
+from picotron_core.registry.plugins import Registry, described_device, load_registry
+from picotron_core.registry.select import plugins_named, resolve
+
+
+def open_registry(settings: Settings) -> Registry:
+    """The registry with the plugins that the settings enable or name."""
+    return load_registry([*settings.config.plugins.enable, *plugins_named(settings.rules)])
+
+
+def find_device(settings: Settings, registry: Registry) -> Device:
+    """The device of this run: a plugin's description, else a real look."""
+    return described_device(registry) or look(settings.config.run.device)
+
+
+def select(
+    settings: Settings, registry: Registry, wanted: Sequence[Request]
+) -> dict[str, Selection]:
+    inactive = [p.provider.plugin for p in registry.plugins if p.status == "inactive"]
+    return resolve(settings.rules, wanted, registry.candidates, inactive=inactive)
+
+
+def training_requests(
+    settings: Settings, architecture: Architecture, device: Device, dtype: str, world_size: int
+) -> list[Request]:
+    """What this run asks of each op."""
+    data = settings.config.data
+    if data.seq_len > architecture.max_position_embeddings:
+        raise ConfigError(
+            f"data.seq_len = {data.seq_len} is longer than model.max_position_embeddings = "
+            f"{architecture.max_position_embeddings}. Lower the one or raise the other."
+        )
+    return requests(
+        architecture,
+        device=device,
+        dtype=dtype,
+        seq_len=data.seq_len,
+        micro_batch=settings.config.train.micro_batch,
+        document_mask=data.document_mask,
+        training=True,
+        world_size=world_size,
+    )
+
+
+def selection_table(selections: Sequence[Selection]) -> Table:
+    """A line per op: who serves it, who decided, and who was refused."""
+    table = Table("op", "backend", "decided by", "refused", box=None, header_style="bold")
+    for selection in selections:
+        refused = (
+            f"{verdict.candidate.backend.name}: {verdict.reasons[0].detail}"
+            for verdict in selection.refused
+        )
+        table.add_row(
+            selection.op, selection.chosen.qualified_name, selection.source, "\n".join(refused)
+        )
+    return table

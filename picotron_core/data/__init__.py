@@ -1,0 +1,1 @@
+"""Text to batches: corpus, tokenizer, token cache, sampler, loader."""

@@ -1,0 +1,169 @@
+"""The run directory: `runs/<name>/`, which says what ran, on what, and how it went."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+
+from picotron_core.config import Config
+from picotron_core.engine.metrics import Record
+from picotron_core.errors import ConfigError, DamagedFileError, RunError
+from picotron_core.hardware import Device
+from picotron_core.registry import Selection
+
+DEPENDENCIES = ("torch", "transformers", "tokenizers", "safetensors", "pluggy", "numpy", "picotron")
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """The paths of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer"
+
+    @property
+    def plot(self) -> Path:
+        return self.path / "loss.png"
+
+
+def create(parent: Path, name: str) -> RunDirectory:
+    """Make a new folder for a run: `name`, or `name-2` and so on, for a run is never overwritten.
+
+    Raises: RunError where it cannot be written.
+    """
+    name = name or time.strftime("%Y%m%d-%H%M%S")
+    if Path(name).name != name:
+        raise ConfigError(
+            f"run.name = {name!r} must be a plain folder name; run.dir is its parent."
+        )
+    number = 1
+    while True:
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir(parents=True)
+            return RunDirectory(path)
+        except FileExistsError:
+            if not parent.is_dir():
+                raise RunError(
+                    f"run.dir = {str(parent)!r} is not a folder. Give another."
+                ) from None
+            number += 1
+        except OSError as error:
+            raise RunError(
+                f"Cannot make the run directory {path}: {error.strerror}. "
+                "Give a folder that you can write to with --run.dir."
+            ) from None
+
+
+def describe(
+    run: RunDirectory, config: Config, selections: Sequence[Selection], device: Device
+) -> None:
+    """Write down what runs: config.toml, backends.json, environment.json."""
+    values = config.model_dump(exclude_none=True)
+    run.config.write_text(tomli_w.dumps(values), encoding="utf-8")
+    _write_json(run.path / "backends.json", [selection_record(s) for s in selections])
+    _write_json(run.path / "environment.json", environment_record(device))
+
+
+def selection_record(selection: Selection) -> dict[str, Any]:
+    """A selection as plain data: who was chosen, who decided, who was refused and why."""
+    chosen = selection.chosen
+    return {
+        "op": selection.op,
+        "backend": chosen.qualified_name,
+        "distribution": chosen.provider.distribution,
+        "version": chosen.provider.version,
+        "source": selection.source,
+        "asked": list(selection.asked),
+        "dtype": selection.requests[0].dtype,
+        "refused": {
+            verdict.candidate.qualified_name: [
+                {"code": reason.code, "detail": reason.detail, "fix": reason.fix}
+                for reason in verdict.reasons
+            ]
+            for verdict in selection.refused
+        },
+    }
+
+
+def environment_record(device: Device) -> dict[str, Any]:
+    """The machine and the software of a run."""
+    return {
+        "device": asdict(device),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "packages": {name: version(name) for name in DEPENDENCIES},
+        "cuda": torch.version.cuda,
+        "command": sys.argv,
+    }
+
+
+def as_line(record: Record) -> dict[str, Any]:
+    """A record as an object of metrics.jsonl."""
+    return asdict(record)
+
+
+def append_metrics(run: RunDirectory, record: Record) -> None:
+    with run.metrics.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(as_line(record)) + "\n")
+
+
+def read_metrics(run: RunDirectory) -> Iterator[dict[str, Any]]:
+    """The lines of metrics.jsonl; a last line that a crash cut short is left out."""
+    if not run.metrics.exists():
+        return
+    lines = run.metrics.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            yield json.loads(line)
+        except ValueError:
+            if number == len(lines):
+                return
+            raise DamagedFileError(
+                f"{run.metrics}:{number} is not JSON. Mend or delete the line."
+            ) from None
+
+
+def rewind_metrics(run: RunDirectory, step: int) -> None:
+    """Drop what was measured after `step`: resumed from there, those steps are done again."""
+    kept = [line for line in read_metrics(run) if line["step"] <= step]
+    _replace(run.metrics, (json.dumps(line) + "\n" for line in kept))
+
+
+def _write_json(path: Path, value: object) -> None:
+    _replace(path, [json.dumps(value, indent=2) + "\n"])
+
+
+def _replace(path: Path, lines: Iterable[str]) -> None:
+    """Write beside and rename, so that no reader meets half a file."""
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text("".join(lines), encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,125 @@
+"""One optimizer step: micro-batches, one global division, clip, update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from picotron_core.config import Train
+from picotron_core.data.loader import Batch
+from picotron_core.engine.state import TrainState
+from picotron_core.errors import RunError
+from picotron_core.ops import Comm, Ops
+from picotron_core.ops.loss import IGNORE_INDEX
+from picotron_core.ops.optimizer import AdamW
+from picotron_core.parallel.data import sum_over_ranks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    loss: float  # nats per valid token of the global batch
+    grad_norm: float  # before clipping
+    tokens: int  # valid tokens of the global batch
+
+
+def train_step(
+    state: TrainState, batches: Iterable[Batch], ops: Ops, *, lr: float, train: Train
+) -> StepResult:
+    """Advance `state` by one update over this rank's `batches`, together with all other ranks.
+
+    The loss of each micro-batch is a sum; the gradient is divided once, by the number of valid
+    tokens of the whole global batch, so accumulation and ranks change nothing but rounding.
+
+    Raises: RunError where loss or gradient is not finite; the weights are then untouched.
+    """
+    device = next(iter(state.masters.values())).device
+    totals = torch.zeros(2, dtype=torch.float64, device=device)  # loss sum, valid tokens
+    for batch in batches:
+        loss = _loss(state, batch, device)
+        loss.backward()  # type: ignore[no-untyped-call]
+        totals += torch.stack([loss.detach().double(), _valid_tokens(batch, device)])
+    gradients = {name: _gradient(name, master) for name, master in state.masters.items()}
+    sum_over_ranks([totals, *gradients.values()], ops.comm)
+
+    loss_sum, tokens = totals
+    norm = torch.nn.utils.get_total_norm(gradients.values()) / tokens
+    # The step's one wait for the device: a gradient that is not finite must not reach the weights.
+    mean, grad_norm, count = torch.stack([loss_sum / tokens, norm, tokens]).tolist()
+    if not (math.isfinite(mean) and math.isfinite(grad_norm)):
+        raise RunError(
+            f"The loss is {mean:g} and the gradient norm {grad_norm:g} at step {state.step + 1}. "
+            f"The update was not made. Lower train.lr (now {train.lr:g}) or raise "
+            f"train.warmup_steps (now {train.warmup_steps})."
+        )
+    clip = min(1.0, train.clip / grad_norm) if train.clip and grad_norm else 1.0
+    torch._foreach_mul_(list(gradients.values()), clip / count)
+    _update(state, gradients, ops, lr=lr, train=train)
+    state.step += 1
+    state.tokens += int(count)
+    return StepResult(loss=mean, grad_norm=grad_norm, tokens=int(count))
+
+
+@torch.no_grad()
+def evaluate(state: TrainState, batches: Iterable[Batch], comm: Comm) -> float:
+    """The mean loss in nats per token over the batches of all ranks."""
+    device = next(iter(state.masters.values())).device
+    totals = torch.zeros(2, dtype=torch.float64, device=device)
+    for batch in batches:
+        loss = _loss(state, batch, device)
+        totals += torch.stack([loss.double(), _valid_tokens(batch, device)])
+    sum_over_ranks([totals], comm)
+    return float(totals[0] / totals[1])
+
+
+def decays(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay applies: not to norms, nor to embeddings (nor a head tied to one)."""
+    return parameter.ndim >= 2 and "embed_tokens" not in name
+
+
+def _loss(state: TrainState, batch: Batch, device: torch.device) -> Tensor:
+    doc_ids = None if batch.doc_ids is None else batch.doc_ids.to(device, non_blocking=True)
+    inputs = batch.inputs.to(device, non_blocking=True)
+    targets = batch.targets.to(device, non_blocking=True)
+    return state.model.loss(inputs, targets, doc_ids=doc_ids)
+
+
+def _valid_tokens(batch: Batch, device: torch.device) -> Tensor:
+    return (batch.targets != IGNORE_INDEX).sum().double().to(device, non_blocking=True)
+
+
+def _gradient(name: str, master: Tensor) -> Tensor:
+    if master.grad is None:
+        raise RunError(
+            f"{name} got no gradient: a backend's backward lost it. Train with "
+            "--backends naive-math, and prove the backends in use with the conformance suite."
+        )
+    return master.grad
+
+
+def _update(
+    state: TrainState, gradients: dict[str, Tensor], ops: Ops, *, lr: float, train: Train
+) -> None:
+    for decay in (True, False):
+        names = [name for name, master in state.masters.items() if decays(name, master) is decay]
+        hyper = AdamW(
+            lr=lr,
+            beta1=train.beta1,
+            beta2=train.beta2,
+            eps=train.eps,
+            weight_decay=train.weight_decay if decay else 0.0,
+        )
+        with torch.no_grad():
+            ops.optimizer(
+                [state.masters[name] for name in names],
+                [gradients[name] for name in names],
+                {state_: [m[name] for name in names] for state_, m in state.moments.items()},
+                step=state.step + 1,
+                hyper=hyper,
+            )
+    state.publish()
+    for master in state.masters.values():
+        master.grad = None

@@ -1,0 +1,104 @@
+"""The training loop. It yields a record per step; its caller prints and saves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from picotron_core.config import Config
+from picotron_core.data.loader import Batch, batch, num_windows, validation_batches
+from picotron_core.data.sampler import Sampler
+from picotron_core.data.token_cache import Tokens
+from picotron_core.engine.metrics import EvalRecord, Record, StepRecord, bits_per_byte
+from picotron_core.engine.metrics import peak_memory_bytes as peak_memory
+from picotron_core.engine.schedule import learning_rate
+from picotron_core.engine.state import TrainState
+from picotron_core.engine.step import evaluate, train_step
+from picotron_core.ops import Ops
+from picotron_core.parallel.world import World
+
+
+def train(
+    state: TrainState,
+    *,
+    config: Config,
+    tokens: Tokens,
+    ops: Ops,
+    world: World,
+    flops_per_token: float,
+    peak_flops: float | None,
+) -> Iterator[Record]:
+    """Advance `state` to `config.train.steps`, yielding after each step and each evaluation.
+
+    When it yields, `state` is whole: the caller may save it, or stop asking.
+
+    Args:
+        flops_per_token: the model's FLOPs for one trained token.
+        peak_flops: FLOP/s of all ranks' devices together, for `mfu`; None leaves it out.
+
+    Raises: RunError where the loss or the gradient is not finite.
+    """
+    settings, seq_len = config.train, config.data.seq_len
+    device = next(iter(state.masters.values())).device
+    sampler = Sampler(num_windows(tokens.train, seq_len), settings.seed)
+    while state.step < settings.steps:
+        start = time.perf_counter()
+        lr = learning_rate(state.step + 1, settings)
+        batches = _batches(state.step, config, tokens, sampler, world)
+        result = train_step(state, batches, ops, lr=lr, train=settings)
+        step_s = time.perf_counter() - start
+        tokens_per_s = result.tokens / step_s
+        yield StepRecord(
+            step=state.step,
+            tokens=state.tokens,
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            lr=lr,
+            tokens_per_s=tokens_per_s,
+            mfu=tokens_per_s * flops_per_token / peak_flops if peak_flops else None,
+            step_s=step_s,
+            peak_memory_bytes=peak_memory(device),
+        )
+        last = state.step == settings.steps
+        if last or (settings.eval_every and state.step % settings.eval_every == 0):
+            yield _evaluation(state, config, tokens, ops, world)
+
+
+def _batches(
+    step: int, config: Config, tokens: Tokens, sampler: Sampler, world: World
+) -> Iterator[Batch]:
+    """This rank's micro-batches of a step: a pure function of its number."""
+    settings = config.train
+    for micro_batch_index in range(settings.accumulation):
+        yield batch(
+            tokens.train,
+            sampler,
+            seq_len=config.data.seq_len,
+            step=step,
+            global_batch=settings.micro_batch * settings.accumulation * world.size,
+            rank=world.rank,
+            world_size=world.size,
+            micro_batch=settings.micro_batch,
+            micro_batch_index=micro_batch_index,
+            eos_id=tokens.eos_id if config.data.document_mask else None,
+        )
+
+
+def _evaluation(
+    state: TrainState, config: Config, tokens: Tokens, ops: Ops, world: World
+) -> EvalRecord:
+    batches = validation_batches(
+        tokens.validation,
+        seq_len=config.data.seq_len,
+        batch=config.train.micro_batch,
+        limit=config.train.eval_batches,
+        eos_id=tokens.eos_id if config.data.document_mask else None,
+    )
+    mine = (one for number, one in enumerate(batches) if number % world.size == world.rank)
+    loss = evaluate(state, mine, ops.comm)
+    return EvalRecord(
+        step=state.step,
+        tokens=state.tokens,
+        val_loss=loss,
+        bits_per_byte=bits_per_byte(loss, tokens.bytes_per_token),
+    )

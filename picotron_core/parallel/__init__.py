@@ -1,0 +1,1 @@
+"""Several processes: finding each other, agreeing, and sharing the work."""
