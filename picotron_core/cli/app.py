@@ -79,7 +79,7 @@ def train(
 def generate(
     run: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints.")],
     prompt: Annotated[str, typer.Option(help="The text to continue.")] = "",
-    tokens: Annotated[int, typer.Option(min=1, help="How many tokens to write.")] = 200,
+    max_new_tokens: Annotated[int, typer.Option(help="How many tokens to write at most.")] = 200,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(help="Sample from the k likeliest; 0 means all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest that sum to p.")] = 1.0,
@@ -99,7 +99,7 @@ def generate(
         checkpoint,
         manifest,
         prompt=prompt,
-        max_new_tokens=tokens,
+        max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from picotron_core import __version__
 from picotron_core.cli.selection import selection_table
 from picotron_core.config import Config
-from picotron_core.data.token_cache import Tokens
+from picotron_core.data.tokens import Tokens
 from picotron_core.engine.metrics import EvalRecord, Record, StepRecord
 from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.hardware import Device

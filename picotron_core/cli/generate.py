@@ -12,7 +12,7 @@ from picotron_core.checkpoint.load import find_checkpoint, load_weights_only
 from picotron_core.cli.model import architecture_of
 from picotron_core.cli.selection import find_device, open_registry, select
 from picotron_core.config import Settings
-from picotron_core.data.tokenizer import load_tokenizer
+from picotron_core.data.tokenizer import open_tokenizer
 from picotron_core.engine.generate import generate
 from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.errors import ConfigError
@@ -46,7 +46,7 @@ def write_text(
 ) -> None:
     """Print the prompt and its continuation, as it is written."""
     config = settings.config
-    tokenizer = load_tokenizer(str(run.tokenizer))
+    tokenizer = open_tokenizer(run.tokenizer, eos_id=manifest["eos_id"])
     architecture = architecture_of(config, tokenizer.vocab_size)
     registry = open_registry(settings)
     device = find_device(settings, registry)

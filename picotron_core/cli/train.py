@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,7 +22,8 @@ from picotron_core.cli.model import architecture_of
 from picotron_core.cli.selection import find_device, open_registry, select, training_requests
 from picotron_core.config import Config, Settings
 from picotron_core.data.corpus import open_corpus
-from picotron_core.data.token_cache import Tokens, prepare
+from picotron_core.data.token_cache import prepare
+from picotron_core.data.tokens import Tokens
 from picotron_core.engine import run_directory
 from picotron_core.engine.metrics import StepRecord, matrix_product_rate
 from picotron_core.engine.plot import plot_losses
@@ -124,7 +124,7 @@ def _prepare(settings: Settings, resume_from: RunDirectory | None, world: World,
         wanted = training_requests(settings, architecture, device, precision.compute, world.size)
         ops, selections = bind(select(settings, registry, wanted), registry)
         agree(world, selections, precision.compute)
-        place = torch.device(device.type, world.local_rank if device.type == "cuda" else None)
+        place = torch.device(f"cuda:{world.local_rank}" if device.type == "cuda" else device.type)
         ops.comm.start(
             store=world.store,
             rank=world.rank,
@@ -211,7 +211,7 @@ def _write_down(
     named = config.run.model_copy(update={"name": run.path.name, "dir": str(run.path.parent)})
     resolved = config.model_copy(update={"backends": asked, "run": named})
     run_directory.describe(run, resolved, selections, device)
-    shutil.copytree(tokens.folder / "tokenizer", run.tokenizer, dirs_exist_ok=True)
+    tokens.tokenizer.save(run.tokenizer)
 
 
 def _loop(job: Job, view: View) -> bool:
@@ -251,6 +251,7 @@ def _save(job: Job) -> None:
         return
     facts: dict[str, Any] = {
         "data": job.tokens.key,
+        "eos_id": job.tokens.eos_id,
         "seed": job.config.train.seed,
         "backends": [selection_record(selection) for selection in job.selections],
     }

@@ -26,10 +26,10 @@ SUFFIXES = (
 )
 
 # Folders of the standard library that hold tests, other people's code, or programs beside it.
-NOT_LIBRARY = frozenset(
-    ("site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "lib2to3")
-    + ("turtledemo", "ensurepip", "lib-dynload", "__phello__")
-)
+NOT_LIBRARY = {
+    *("site-packages", "dist-packages", "lib-dynload", "ensurepip", "lib2to3", "__phello__"),
+    *("test", "tests", "idle_test", "idlelib", "turtledemo"),
+}
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -54,9 +54,7 @@ class Corpus:
         return hashlib.sha256("\n".join(s.digest for s in self.sources).encode()).hexdigest()
 
 
-def open_corpus(
-    paths: Sequence[str], *, text_field: str = "text", split: str = "train"
-) -> Corpus:
+def open_corpus(paths: Sequence[str], *, text_field: str = "text", split: str = "train") -> Corpus:
     """Find the text that is meant, and read it through once to know that it is there.
 
     Args:
@@ -135,7 +133,9 @@ def _standard_library() -> list[Path]:
     return [
         path
         for path in _text_files(root)
-        if path.suffix == ".py" and not NOT_LIBRARY.intersection(path.relative_to(root).parts)
+        if path.suffix == ".py"
+        and not path.name.startswith("_sysconfigdata")  # made by the build: paths and flags
+        and not NOT_LIBRARY.intersection(path.relative_to(root).parts)
     ]
 
 
@@ -146,11 +146,11 @@ def _name(paths: Sequence[str]) -> str:
 
 
 def _readable(size_bytes: int) -> str:
-    size = float(size_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
+    if size_bytes < 1000:
+        return f"{size_bytes} B"
+    size = size_bytes / 1000
+    for unit in ("kB", "MB", "GB"):
         if size < 1000:
-            break
+            return f"{size:.1f} {unit}"
         size /= 1000
-    else:
-        unit = "TB"
-    return f"{size_bytes} B" if unit == "B" else f"{size:.1f} {unit}"
+    return f"{size:.1f} TB"

@@ -7,19 +7,17 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from picotron_core.errors import DataError
-
 Part = Literal["train", "validation"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """The rule, and the bytes of UTF-8 text on each side of it."""
+    """The rule, for a text of `total_bytes` bytes of UTF-8."""
 
     val_fraction: float
     seed: int
+    total_bytes: int
     cut: int | None  # the byte of the whole text where validation begins; None: by document
-    text_bytes: dict[Part, int]
 
 
 def plan_split(
@@ -36,20 +34,15 @@ def plan_split(
 
     Args:
         progress: called with the bytes of text read so far.
-
-    Raises: DataError if there are not two characters to part.
     """
-    text_bytes: dict[Part, int] = {"train": 0, "validation": 0}
+    total_bytes = 0
+    used: set[Part] = set()
     for number, text in enumerate(documents):
-        part = _part(number, val_fraction, seed)
-        text_bytes[part] += len(text.encode())
-        progress(sum(text_bytes.values()))
-    if all(text_bytes.values()):
-        return Split(val_fraction=val_fraction, seed=seed, cut=None, text_bytes=text_bytes)
-    total = sum(text_bytes.values())
-    cut = min(max(round(total * (1 - val_fraction)), 1), total - 1)
-    text_bytes = {"train": cut, "validation": total - cut}
-    return Split(val_fraction=val_fraction, seed=seed, cut=cut, text_bytes=text_bytes)
+        used.add(_part(number, val_fraction, seed))
+        total_bytes += len(text.encode())
+        progress(total_bytes)
+    cut = None if len(used) == 2 else round(total_bytes * (1 - val_fraction))
+    return Split(val_fraction=val_fraction, seed=seed, total_bytes=total_bytes, cut=cut)
 
 
 def parted(documents: Iterable[str], split: Split) -> Iterator[tuple[Part, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +56,8 @@ class Tokenizer:
         """Write the two files that transformers' `AutoTokenizer.from_pretrained` reads."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        self.backend.save(str(directory / "tokenizer.json"))
+        text = self.backend.to_str(pretty=True)
+        (directory / "tokenizer.json").write_text(text, encoding="utf-8")
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": self.backend.id_to_token(self.eos_id),
@@ -73,11 +74,19 @@ def open_tokenizer(directory: Path, *, eos_id: int) -> Tokenizer:
     )
 
 
-def train_tokenizer(documents: Iterable[str], *, vocab_size: int) -> Tokenizer:
+def train_tokenizer(
+    documents: Iterable[str],
+    *,
+    vocab_size: int,
+    on_progress: Callable[[int], None] | None = None,
+) -> Tokenizer:
     """A byte-level BPE: the 256 bytes, EOS, and the most frequent merges in these documents.
 
     The same documents in the same order give the same tokenizer. Too little text for that many
     merges gives a smaller vocabulary. Memory grows with the number of distinct words.
+
+    Args:
+        on_progress: called with the bytes of text read so far.
 
     Raises: ConfigError if vocab_size is below 257.
     """
@@ -95,8 +104,17 @@ def train_tokenizer(documents: Iterable[str], *, vocab_size: int) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    backend.train_from_iterator(documents, trainer)
-    return Tokenizer(backend=backend, eos_id=backend.token_to_id(EOS))
+    backend.train_from_iterator(_reported(documents, on_progress), trainer)
+    return Tokenizer(backend=backend, eos_id=0)  # special tokens come first
+
+
+def _reported(documents: Iterable[str], on_progress: Callable[[int], None] | None) -> Iterator[str]:
+    done = 0
+    for text in documents:
+        yield text
+        done += len(text.encode())
+        if on_progress is not None:
+            on_progress(done)
 
 
 def load_tokenizer(name_or_path: str) -> Tokenizer:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from picotron_core.config import Config
 from picotron_core.data.loader import Batch, batch, num_windows, validation_batches
 from picotron_core.data.sampler import Sampler
-from picotron_core.data.token_cache import Tokens
+from picotron_core.data.tokens import Tokens
 from picotron_core.engine.metrics import EvalRecord, Record, StepRecord, bits_per_byte
 from picotron_core.engine.metrics import peak_memory_bytes as peak_memory
 from picotron_core.engine.schedule import learning_rate

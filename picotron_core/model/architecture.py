@@ -27,10 +27,11 @@ class RopeScaling:
     def __post_init__(self) -> None:
         if self.rope_type not in ("linear", "llama3"):
             raise _refusal("rope_type", self.rope_type, "'default', 'linear' or 'llama3'")
-        if self.factor <= 0:
-            raise _refusal("factor", self.factor, "> 0")
-        if not 0 < self.low_freq_factor < self.high_freq_factor:
-            wanted = f"above low_freq_factor = {self.low_freq_factor}, and both > 0"
+        for name in ("factor", "low_freq_factor", "high_freq_factor"):
+            _check_positive(name, getattr(self, name))
+        _check_size("original_max_position_embeddings", self.original_max_position_embeddings)
+        if self.high_freq_factor <= self.low_freq_factor:
+            wanted = f"above low_freq_factor = {self.low_freq_factor}"
             raise _refusal("high_freq_factor", self.high_freq_factor, wanted)
 
 
@@ -59,12 +60,9 @@ class Architecture:
 
     def __post_init__(self) -> None:
         for name in (*_SIZES, "num_key_value_heads", "head_dim", "max_position_embeddings"):
-            size = getattr(self, name)
-            if type(size) is not int or size < 1:
-                raise _refusal(name, size, "a whole number >= 1")
+            _check_size(name, getattr(self, name))
         for name in ("rms_norm_eps", "rope_theta", "initializer_range"):
-            if not getattr(self, name) > 0:
-                raise _refusal(name, getattr(self, name), "> 0")
+            _check_positive(name, getattr(self, name))
         if self.num_attention_heads % self.num_key_value_heads:
             wanted = f"a divisor of num_attention_heads = {self.num_attention_heads}"
             raise _refusal("num_key_value_heads", self.num_key_value_heads, wanted)
@@ -91,8 +89,7 @@ class Architecture:
         if "model_type" not in given:
             raise _refusal("model_type", None, "'llama'")
         for key in _SIZES:
-            if given.get(key) is None:
-                raise _refusal(key, None, "a whole number >= 1")
+            _check_size(key, given.get(key))
         heads = given["num_attention_heads"]
         max_position_embeddings = given.get("max_position_embeddings", 2048)
         theta, scaling = _rope(given, max_position_embeddings)
@@ -102,11 +99,11 @@ class Architecture:
             num_key_value_heads=given.get("num_key_value_heads") or heads,
             head_dim=given.get("head_dim") or given["hidden_size"] // heads,
             max_position_embeddings=max_position_embeddings,
-            rms_norm_eps=float(given.get("rms_norm_eps", 1e-6)),
+            rms_norm_eps=given.get("rms_norm_eps", 1e-6),
             rope_theta=theta,
             rope_scaling=scaling,
             tie_word_embeddings=given.get("tie_word_embeddings", False),
-            initializer_range=float(given.get("initializer_range", 0.02)),
+            initializer_range=given.get("initializer_range", 0.02),
             bos_token_id=given.get("bos_token_id", 1),
             eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
         )
@@ -196,7 +193,7 @@ def _rope(
             raise _refusal(f"rope_parameters.{key}", rope[key], "absent")
     if rope.get("partial_rotary_factor") not in (None, 1.0):
         raise _refusal("partial_rotary_factor", rope["partial_rotary_factor"], "1.0")
-    theta = float(rope.get("rope_theta") or given.get("rope_theta") or 10000.0)
+    theta = rope.get("rope_theta") or given.get("rope_theta") or 10000.0
     rope_type = rope.get("rope_type") or rope.get("type") or "default"
     if rope_type == "default":
         return theta, None
@@ -215,6 +212,16 @@ def _rope(
     if rope_type == "linear":
         scaling = {"factor": scaling["factor"]}
     return theta, RopeScaling(rope_type=rope_type, **scaling)
+
+
+def _check_size(key: str, found: object) -> None:
+    if type(found) is not int or found < 1:
+        raise _refusal(key, found, "a whole number >= 1")
+
+
+def _check_positive(key: str, found: object) -> None:
+    if type(found) not in (int, float) or not 0 < found < float("inf"):  # type: ignore[operator]
+        raise _refusal(key, found, "a number > 0")
 
 
 def _refusal(key: str, found: object, wanted: str) -> ConfigError:

@@ -75,7 +75,7 @@ def _folder(path_or_name: str | Path, patterns: list[str]) -> Path:
     name = str(path_or_name)
     if path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise ConfigError(
-            f"No model folder {name!r}: give one that holds config.json and model.safetensors, or the "
+            f"No model folder {name!r}: give one with config.json and model.safetensors, or the "
             "name of a Hugging Face repository."
         )
     from huggingface_hub import errors, snapshot_download

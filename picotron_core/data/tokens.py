@@ -1,0 +1,178 @@
+"""The format of a token cache: two flat files of ids, a tokenizer, and a meta.json that vouches.
+
+<key>/train.bin  validation.bin          ids, little-endian, one document after the other
+<key>/tokenizer.json  tokenizer_config.json
+<key>/meta.json                          written last: counts, dtype, size and crc32 of each
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from picotron_core.data.split import Part
+from picotron_core.data.tokenizer import Tokenizer, open_tokenizer
+from picotron_core.errors import ConfigError, DamagedFileError
+
+FORMAT = 1
+META = "meta.json"
+FILES: dict[Part, str] = {"train": "train.bin", "validation": "validation.bin"}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+BLOCK = 1 << 22
+
+Ids = npt.NDArray[Any]  # uint16 or uint32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """A tokenised corpus, memory-mapped and read-only.
+
+    `train` and `validation`: 1-D uint16 or uint32 ids, each document ended by `eos_id`.
+    `bytes_per_token`: UTF-8 bytes of the validation text over its tokens, EOS counted; nats per
+    token / (bytes_per_token * ln 2) is bits per byte.
+    """
+
+    train: Ids
+    validation: Ids
+    tokenizer: Tokenizer
+    vocab_size: int
+    eos_id: int
+    bytes_per_token: float
+    label: str
+    folder: Path
+    key: str
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The narrowest dtype that holds every id below vocab_size.
+
+    Raises: ConfigError above 2**32.
+    """
+    for dtype in (np.dtype("<u2"), np.dtype("<u4")):
+        if vocab_size <= 2 ** (8 * dtype.itemsize):
+            return dtype
+    raise ConfigError(
+        f"A vocabulary of {vocab_size} does not fit the widest token dtype, uint32 (2**32 ids). "
+        "Choose a smaller one with --data.tokenizer or --data.vocab_size."
+    )
+
+
+def fit_tokens(ids: list[int], vocab_size: int) -> Ids:
+    """The ids in the dtype of the vocabulary; one outside it is an error and never wraps."""
+    wide = np.asarray(ids, dtype=np.int64)
+    outside = wide[(wide < 0) | (wide >= vocab_size)]
+    if outside.size:
+        raise ConfigError(
+            f"Token id {outside[0]} lies outside a vocabulary of {vocab_size}: the tokenizer "
+            "contradicts itself. Choose another with --data.tokenizer."
+        )
+    return wide.astype(token_dtype(vocab_size))
+
+
+def write_meta(
+    folder: Path, *, tokenizer: Tokenizer, text_bytes: Mapping[Part, int], label: str
+) -> None:
+    """Vouch for the files that lie in `folder`; nothing may be written to them after."""
+    files = {}
+    for name in (*FILES.values(), *TOKENIZER_FILES):
+        files[name] = {"bytes": (folder / name).stat().st_size, "crc32": _crc32(folder / name)}
+    dtype = token_dtype(tokenizer.vocab_size)
+    meta = {
+        "format": FORMAT,
+        "dtype": dtype.name,
+        "vocab_size": tokenizer.vocab_size,
+        "eos_id": tokenizer.eos_id,
+        "tokens": {part: files[name]["bytes"] // dtype.itemsize for part, name in FILES.items()},
+        "text_bytes": dict(text_bytes),
+        "label": label,
+        "files": files,
+    }
+    vouched = {"meta": meta, "crc32": zlib.crc32(_canonical(meta))}
+    (folder / META).write_text(json.dumps(vouched, indent=2) + "\n", encoding="utf-8")
+
+
+def open_tokens(folder: Path) -> Tokens:
+    """Open a token cache, after reading every byte of it once.
+
+    Raises: DamagedFileError that names the file if any is missing, cut, or changed.
+    """
+    meta = _read_meta(folder)
+    for name, expected in meta["files"].items():
+        _check_file(folder / name, expected["bytes"], expected["crc32"])
+    vocab_size = meta["vocab_size"]
+    dtype = np.dtype(meta["dtype"]).newbyteorder("<")
+    train, validation = (np.memmap(folder / name, dtype=dtype, mode="r") for name in FILES.values())
+    for name, ids in zip(FILES.values(), (train, validation), strict=True):
+        highest = max(int(ids[i : i + BLOCK].max()) for i in range(0, ids.size, BLOCK))
+        if highest >= vocab_size:
+            raise _damaged(folder / name, f"holds id {highest}, vocabulary {vocab_size}")
+    return Tokens(
+        train=train,
+        validation=validation,
+        tokenizer=open_tokenizer(folder, eos_id=meta["eos_id"]),
+        vocab_size=vocab_size,
+        eos_id=meta["eos_id"],
+        bytes_per_token=meta["text_bytes"]["validation"] / validation.size,
+        label=f"{meta['label']}: {train.size:,} train and {validation.size:,} validation tokens, "
+        f"vocabulary {vocab_size}",
+        folder=folder,
+        key=folder.name,
+    )
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    path = folder / META
+    try:
+        vouched = json.loads(path.read_bytes())
+        meta: dict[str, Any] = vouched["meta"]
+        whole = vouched["crc32"] == zlib.crc32(_canonical(meta))
+    except FileNotFoundError:
+        raise _damaged(path, "is missing") from None
+    except OSError as error:
+        raise _damaged(path, f"cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError):
+        raise _damaged(path, "is not what was written") from None
+    if not whole:
+        raise _damaged(path, "is not what was written (its crc32 differs)")
+    if meta["format"] != FORMAT:
+        raise _damaged(path, f"has format {meta['format']}, this version reads {FORMAT}")
+    return meta
+
+
+def _check_file(path: Path, size: int, crc32: int) -> None:
+    try:
+        found = path.stat().st_size
+        if found != size:
+            raise _damaged(path, f"has {found} bytes, {size} were written")
+        if _crc32(path) != crc32:
+            raise _damaged(path, "is not what was written (its crc32 differs)")
+    except FileNotFoundError:
+        raise _damaged(path, "is missing") from None
+    except OSError as error:
+        raise _damaged(path, f"cannot be read ({error.strerror})") from None
+
+
+def _damaged(path: Path, what: str) -> DamagedFileError:
+    return DamagedFileError(
+        f"The token cache is damaged: {path} {what}. Delete the folder {path.parent} and run "
+        "again to build it anew."
+    )
+
+
+def _crc32(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def _canonical(meta: dict[str, Any]) -> bytes:
+    return json.dumps(meta, sort_keys=True).encode()

@@ -1,0 +1,43 @@
+"""Real processes over gloo on the loopback, as torchrun would start them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+
+def run_ranks(
+    arguments: list[str], world_size: int, *, env: list[dict[str, str]] | None = None
+) -> list[subprocess.CompletedProcess[str]]:
+    """`python ARGUMENTS` once per rank, with torchrun's variables; waits for all of them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    running = []
+    for rank in range(world_size):
+        variables = {
+            **os.environ,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world_size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+            **(env[rank] if env else {}),
+        }
+        running.append(
+            subprocess.Popen(
+                [sys.executable, *arguments],
+                env=variables,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    results = []
+    for process in running:
+        out, err = process.communicate(timeout=120)
+        results.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+    return results
