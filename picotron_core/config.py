@@ -126,7 +126,6 @@ class Run(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="The device to run on.")
     log_every: int = Field(10, ge=1, description="Steps between printed lines in a pipe.")
     sample: str = Field("", description="A prompt to continue when training ends.")
-    sample_tokens: int = Field(200, ge=1, description="Tokens of that sample.")
     timeout_s: float = Field(600.0, gt=0, description="Longest wait in a collective, in seconds.")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from typing import Any
 
 from picotron_core.errors import PicotronError
 
@@ -12,10 +13,12 @@ INTERRUPTED = 130  # what a shell reports for a process that SIGINT ended
 
 def main() -> None:
     """Run a command; print an error as one line, with its traceback only under --debug."""
-    import click
+    import typer
 
     from picotron_core.cli.app import app
 
+    # click's UsageError, by the one name that typer gives to it: newer typers carry a copy of click
+    usage_error: Any = typer.BadParameter.__base__
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
@@ -25,10 +28,10 @@ def main() -> None:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
-    except click.ClickException as error:
+    except usage_error as error:
         error.show()
         code = error.exit_code
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("Interrupted.", file=sys.stderr)
         code = INTERRUPTED
     sys.exit(code)

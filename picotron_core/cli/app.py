@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from picotron_core import __version__
-from picotron_core.config import load_settings
 from picotron_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from picotron_core.config import Settings
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # the panels of rich cost --help a third of its time
     help="Train LLMs on the hardware you have. --debug shows the traceback of an error.",
     epilog="Start with: picotron train",
 )
@@ -23,7 +26,7 @@ WITH_SETTINGS = {"ignore_unknown_options": True}
 SETTINGS_HELP = "Every setting is a flag: --train.steps 200. `picotron config` lists them all."
 
 Rest = Annotated[
-    list[str] | None, typer.Argument(metavar="[CONFIG.toml]", show_default=False, help="A config.")
+    list[str] | None, typer.Argument(metavar="CONFIG.toml", show_default=False, help="A config.")
 ]
 Backends = Annotated[
     str, typer.Option(help="Backends by op: 'attention=sdpa,mem_efficient;*=auto', or one name.")
@@ -67,11 +70,11 @@ def train(
     config, overrides = _split(rest)
     overrides = [*_shorthands(plugin, device), *shorthands, *overrides]
     if not resume:
-        return run_training(load_settings(config, overrides, backends=backends))
+        return run_training(_settings(config, overrides, backends=backends))
     if config is not None:
         raise ConfigError(f"--resume takes the run's own config.toml; leave out {config}.")
-    run = find_run(resume, load_settings(None, overrides, backends=backends).config.run.dir)
-    settings = load_settings(run.config, overrides, backends=backends)
+    run = find_run(resume, _settings(None, overrides, backends=backends).config.run.dir)
+    settings = _settings(run.config, overrides, backends=backends)
     return run_training(settings, resume_from=run)
 
 
@@ -79,7 +82,9 @@ def train(
 def generate(
     run: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints.")],
     prompt: Annotated[str, typer.Option(help="The text to continue.")] = "",
-    max_new_tokens: Annotated[int, typer.Option(help="How many tokens to write at most.")] = 200,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="At most so many tokens; 200 unless given.")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(help="Sample from the k likeliest; 0 means all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest that sum to p.")] = 1.0,
@@ -92,7 +97,7 @@ def generate(
     from picotron_core.cli.generate import open_run, write_text
 
     directory, checkpoint, manifest = open_run(run)
-    settings = load_settings(directory.config, _shorthands(plugin, device), backends=backends)
+    settings = _settings(directory.config, _shorthands(plugin, device), backends=backends)
     write_text(
         settings,
         directory,
@@ -122,7 +127,7 @@ def backends(
 
     config, overrides = _split(rest)
     overrides = [*_shorthands(plugin, ""), *overrides]
-    settings = load_settings(config, overrides, backends=backends)
+    settings = _settings(config, overrides, backends=backends)
     return list_backends(settings, profile_name=device, as_json=json)
 
 
@@ -135,7 +140,15 @@ def config(
     from picotron_core.cli.config import list_settings
 
     path, overrides = _split(rest)
-    list_settings(load_settings(path, overrides), markdown=markdown)
+    list_settings(_settings(path, overrides), markdown=markdown)
+
+
+def _settings(
+    path: Path | None, overrides: list[tuple[str, str]], *, backends: str = ""
+) -> Settings:
+    from picotron_core.config import load_settings  # late: --help need not wait for pydantic
+
+    return load_settings(path, overrides, backends=backends)
 
 
 def _shorthands(plugins: list[str] | None, device: str) -> list[tuple[str, str]]:

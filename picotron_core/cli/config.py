@@ -8,6 +8,8 @@ from pydantic_core import PydanticUndefined
 
 from picotron_core.config import ENVIRONMENT, Config, Settings, fields
 
+PIPE_WIDTH = 200  # columns where no terminal says how many there are: one line a setting
+
 
 def list_settings(settings: Settings, *, markdown: bool) -> None:
     if markdown:
@@ -21,7 +23,10 @@ def list_settings(settings: Settings, *, markdown: bool) -> None:
         value = _value(settings.config, key)
         style = "" if value == _default(field) else "bold yellow"
         table.add_row(key, f"[{style}]{value!r}[/]" if style else repr(value), field.description)
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=PIPE_WIDTH)
+    console.print(table)
 
 
 def as_markdown() -> str:

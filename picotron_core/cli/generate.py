@@ -21,6 +21,8 @@ from picotron_core.model.requests import requests
 from picotron_core.precision import choose_precision
 from picotron_core.registry.bind import bind
 
+SAMPLE_TOKENS = 200
+
 
 def open_run(path: Path) -> tuple[RunDirectory, Path, dict[str, Any]]:
     """A run's folder (or one of its checkpoints) -> the run, its checkpoint, the manifest."""
@@ -38,13 +40,17 @@ def write_text(
     manifest: Mapping[str, Any],
     *,
     prompt: str,
-    max_new_tokens: int,
+    max_new_tokens: int | None = None,
     temperature: float = 0.8,
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
 ) -> None:
-    """Print the prompt and its continuation, as it is written."""
+    """Print the prompt and its continuation, as it is written.
+
+    Args:
+        max_new_tokens: None means SAMPLE_TOKENS, or as many as the model's context still holds.
+    """
     config = settings.config
     tokenizer = open_tokenizer(run.tokenizer, eos_id=manifest["eos_id"])
     architecture = architecture_of(config, tokenizer.vocab_size)
@@ -68,6 +74,9 @@ def write_text(
 
     # A prompt of nothing continues the end of a document: what the model saw before each one.
     ids = tokenizer.encode(prompt) or [tokenizer.eos_id]
+    if max_new_tokens is None:
+        room = architecture.max_position_embeddings - len(ids)
+        max_new_tokens = max(1, min(SAMPLE_TOKENS, room))
     written: list[int] = []
     shown = ""
     print(prompt, end="", flush=True)

@@ -305,7 +305,6 @@ def _farewell(settings: Settings, job: Job) -> None:
             checkpoint,
             manifest,
             prompt=settings.config.run.sample,
-            max_new_tokens=settings.config.run.sample_tokens,
         )
     if run.plot.exists():
         print(f"\nThe losses as a picture: {run.plot}")

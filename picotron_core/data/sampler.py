@@ -51,7 +51,7 @@ class Sampler:
 
 def _permute(x: Words, keys: Words, n: int) -> Words:
     """x -> P(x) below n, each element under its own key."""
-    half = max(2, ((n - 1).bit_length() + 1) // 2)
+    half = max(3, ((n - 1).bit_length() + 1) // 2)
     x = _feistel(x, keys, half)
     while (outside := x >= n).any():
         x[outside] = _feistel(x[outside], keys[outside], half)

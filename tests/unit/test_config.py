@@ -20,7 +20,7 @@ def test_command_line_beats_environment_beats_file_beats_default(tmp_path):
     env = {"PICOTRON_DEVICE": "auto", "PICOTRON_CACHE_DIR": "b"}
     config = load_settings(path, [("run.device", "cpu")], env=env).config
     assert (config.run.device, config.data.cache_dir, config.run.log_every) == ("cpu", "b", 3)
-    assert config.run.sample_tokens == 200
+    assert config.train.clip == 1.0
 
 
 def test_every_setting_can_be_given_on_the_command_line():

@@ -1,4 +1,4 @@
-"""Weights come and go in Hugging Face's layout; a folder that does not fit is named, not guessed."""
+"""Weights in Hugging Face's layout are read exactly; what does not fit is named, not guessed."""
 
 import json
 import shutil
@@ -57,6 +57,10 @@ def saved(tmp_path_factory):
                 tie_word_embeddings=tied,
             )
             model = LlamaForCausalLM(config).to(dtype)
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    if "norm" in name:  # born as one, in ours too
+                        parameter.uniform_(0.5, 1.5)
             folder = tmp_path_factory.mktemp("model")
             model.save_pretrained(folder, max_shard_size=shard)
             made[key] = (folder, model)
@@ -226,19 +230,20 @@ ASK_HUB = """
 import sys
 from picotron_core.errors import ConfigError
 from picotron_core.model.pretrained import _folder, load_architecture
-try:
-    print(load_architecture(sys.argv[1]).num_parameters)
-    print(_folder(sys.argv[1], ["*.safetensors", "*.json"]))
-except ConfigError as error:
-    print("ConfigError", error)
+for name in sys.argv[1:]:
+    try:
+        print(load_architecture(name).num_parameters)
+        print(_folder(name, ["*.safetensors", "*.json"]))
+    except ConfigError as error:
+        print("ConfigError", error)
 """
 
 
-def ask_hub(endpoint, name, cache):
+def ask_hub(endpoint, names, cache):
     """In a process of its own: huggingface_hub reads its environment when it is imported."""
     environment = {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
     result = subprocess.run(
-        [sys.executable, "-c", ASK_HUB, name],
+        [sys.executable, "-c", ASK_HUB, *names],
         capture_output=True,
         text=True,
         env=environment,
@@ -256,8 +261,8 @@ def test_a_hub_name_is_downloaded_but_never_its_pickles(folder, saved, tmp_path)
         thread.start()
         try:
             endpoint = f"http://127.0.0.1:{server.server_port}"
-            count, snapshot = ask_hub(endpoint, "team/tiny", tmp_path / "cache")
-            (missing,) = ask_hub(endpoint, "team/huge", tmp_path / "cache")
+            names = ["team/tiny", "team/huge"]
+            count, snapshot, missing = ask_hub(endpoint, names, tmp_path / "cache")
         finally:
             server.shutdown()
             thread.join()
@@ -271,8 +276,8 @@ def test_a_hub_name_is_downloaded_but_never_its_pickles(folder, saved, tmp_path)
 
 
 def test_no_network_and_no_such_name_are_one_line_errors(tmp_path):
-    for name in ("team/tiny", "team//tiny", "not a name"):
-        lines = ask_hub("http://127.0.0.1:9", name, tmp_path)
-        assert len(lines) == 1
-        assert lines[0].startswith("ConfigError")
-        assert repr(name) in lines[0]
+    names = ["team/tiny", "team//tiny", "not a name"]
+    lines = ask_hub("http://127.0.0.1:9", names, tmp_path)
+    for name, line in zip(names, lines, strict=True):
+        assert line.startswith("ConfigError")
+        assert repr(name) in line

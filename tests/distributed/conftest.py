@@ -6,11 +6,21 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+
+import pytest
+
+Results = list[subprocess.CompletedProcess[str]]
 
 
-def run_ranks(
+@pytest.fixture
+def run_ranks() -> Callable[..., Results]:
+    return _run_ranks
+
+
+def _run_ranks(
     arguments: list[str], world_size: int, *, env: list[dict[str, str]] | None = None
-) -> list[subprocess.CompletedProcess[str]]:
+) -> Results:
     """`python ARGUMENTS` once per rank, with torchrun's variables; waits for all of them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

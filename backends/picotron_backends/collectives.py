@@ -1,0 +1,28 @@
+"""What the comm kernels share: a finished work, and the check of sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The work of a collective that has already happened."""
+
+    def wait(self) -> None:
+        return None
+
+
+def check_shards(whole: Tensor, shard: Tensor, world: int) -> None:
+    """`whole` is `world` tensors of `shard`'s size and dtype. Backends differ in whether they ask.
+
+    Raises: ValueError.
+    """
+    if whole.dtype != shard.dtype:
+        raise ValueError(f"dtypes differ: {whole.dtype} for the whole, {shard.dtype} for a shard")
+    if whole.numel() != world * shard.numel():
+        raise ValueError(
+            f"a whole of {whole.numel()} elements is not {world} shards of {shard.numel()}"
+        )

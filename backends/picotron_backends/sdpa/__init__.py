@@ -1,0 +1,36 @@
+"""`sdpa`: attention by torch's own choice of kernel. Declared without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from picotron_core.registry import Backend, Code, Level, Reason, Request, hookimpl, kernel_from
+
+
+def supports(request: Request) -> Sequence[Reason]:
+    if not request.features & {"lse", "lse_backward"}:
+        return ()
+    detail = "torch's scaled_dot_product_attention does not return the log-sum-exp"
+    return (Reason(code=Code.FEATURE, detail=detail, fix="Use --backends attention=mem_efficient"),)
+
+
+def level(request: Request) -> Level:
+    """ACCELERATED where torch has a fused kernel for the request, without an (T, S) mask."""
+    masked = bool(request.features & {"window", "doc_ids"})
+    # A causal mask of unequal lengths must be given as a tensor, except for a single query.
+    unaligned = "cross_length" in request.features and request.sizes.get("T") != 1
+    fused = request.device.type in ("cpu", "cuda") and not request.device.below_ampere
+    return Level.ACCELERATED if fused and not masked and not unaligned else Level.PORTABLE
+
+
+@hookimpl
+def picotron_backends() -> Iterable[Backend]:
+    yield Backend(
+        op="attention",
+        name="sdpa",
+        level=level,
+        load=kernel_from("picotron_backends.sdpa.attention:attention"),
+        supports=supports,
+        deterministic=False,  # the flash kernel adds up dq in any order on CUDA
+        summary="torch's scaled_dot_product_attention: flash on a CPU and from sm_80 on",
+    )

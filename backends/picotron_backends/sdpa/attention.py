@@ -1,0 +1,87 @@
+"""Attention by torch.nn.functional.scaled_dot_product_attention, which picks its own kernel."""
+
+from __future__ import annotations
+
+from typing import Literal, NoReturn, overload
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from picotron_core.ops.attention import check_arguments, visible
+
+
+@overload
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool,
+    scale: float | None = None,
+    window: int | None = None,
+    doc_ids: Tensor | None = None,
+    return_lse: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool,
+    scale: float | None = None,
+    window: int | None = None,
+    doc_ids: Tensor | None = None,
+    return_lse: Literal[True],
+) -> NoReturn: ...
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool,
+    scale: float | None = None,
+    window: int | None = None,
+    doc_ids: Tensor | None = None,
+    return_lse: bool = False,
+) -> Tensor:
+    """Offers no lse. A window, documents, or causal with 1 < T != S cost an O(T * S) mask.
+
+    Raises: ValueError for return_lse, and where the contract does.
+    """
+    if return_lse:
+        raise ValueError("sdpa cannot return the lse: take attention=mem_efficient or naive-math")
+    T, S = q.shape[2], k.shape[2]
+    check_arguments(T=T, S=S, causal=causal, window=window, doc_ids=doc_ids)
+    mask = None
+    if window is not None or doc_ids is not None or (causal and T not in (1, S)):
+        # torch aligns is_causal top-left, so any other alignment is spelt out
+        mask = visible(T=T, S=S, causal=causal, window=window, doc_ids=doc_ids, device=q.device)
+    capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else None
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1 and expands_kv(q.device.type, capability):
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+        groups = 1
+    return scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=mask,
+        is_causal=causal and mask is None and T == S,
+        scale=scale,
+        enable_gqa=groups > 1,
+    )
+
+
+def expands_kv(device_type: str, capability: tuple[int, int] | None) -> bool:
+    """Whether K and V must be repeated to H heads before the call.
+
+    Below sm_80 torch has no fused kernel that knows groups: with enable_gqa it takes the one that
+    makes the whole (T, S) matrix, and the user sees only that memory ran out.
+    """
+    return device_type == "cuda" and (capability is None or capability < (8, 0))

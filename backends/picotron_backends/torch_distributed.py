@@ -1,0 +1,110 @@
+"""The collectives of torch.distributed: one kernel under `gloo-cpu` and `nccl`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from picotron_backends.collectives import Done, check_shards
+from picotron_core.errors import BackendError
+from picotron_core.ops.comm import Comm, Group, ReduceOp, Work
+
+# torch 2.13 renamed these two and warns of the old names
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+_REDUCE = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
+
+
+def comm_over(transport: str) -> Comm:
+    """The kernel over "gloo" or "nccl".
+
+    Raises: BackendError where the installed torch was built without it.
+    """
+    built_in = dist.is_available() and (
+        dist.is_nccl_available() if transport == "nccl" else dist.is_gloo_available()
+    )
+    if not built_in:
+        raise BackendError(
+            f"{transport} was asked for, but torch {torch.__version__} was built without it. "
+            "Install a build of torch that has it."
+        )
+    return TorchComm(transport)
+
+
+@dataclass(slots=True)
+class TorchComm:
+    """Keeps the contract of `comm` by torch's default process group, which `start` forms.
+
+    `timeout` is what `start` was given: torch would let subgroups wait for half an hour.
+    """
+
+    transport: str
+    timeout: timedelta | None = None
+
+    def start(
+        self, *, store: Any, rank: int, world_size: int, device: torch.device, timeout_s: float
+    ) -> None:
+        self.timeout = timedelta(seconds=timeout_s)
+        dist.init_process_group(
+            self.transport,
+            store=dist.HashStore() if store is None and world_size == 1 else store,
+            rank=rank,
+            world_size=world_size,
+            timeout=self.timeout,
+            device_id=device if device.type == "cuda" else None,
+        )
+
+    def stop(self) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def new_group(self, ranks: Sequence[int]) -> Group:
+        return dist.new_group(list(ranks), timeout=self.timeout)
+
+    def all_reduce(
+        self, tensor: Tensor, *, op: ReduceOp = "sum", group: Group = None, async_op: bool = False
+    ) -> Work:
+        return dist.all_reduce(tensor, _REDUCE[op], group, async_op) or Done()
+
+    def all_gather_into_tensor(
+        self, output: Tensor, tensor: Tensor, *, group: Group = None, async_op: bool = False
+    ) -> Work:
+        check_shards(output, tensor, dist.get_world_size(group))
+        return _all_gather(output, tensor, group, async_op) or Done()
+
+    def reduce_scatter_tensor(
+        self,
+        output: Tensor,
+        tensor: Tensor,
+        *,
+        op: ReduceOp = "sum",
+        group: Group = None,
+        async_op: bool = False,
+    ) -> Work:
+        check_shards(tensor, output, dist.get_world_size(group))
+        return _reduce_scatter(output, tensor, _REDUCE[op], group, async_op) or Done()
+
+    def broadcast(
+        self, tensor: Tensor, *, src: int, group: Group = None, async_op: bool = False
+    ) -> Work:
+        return dist.broadcast(tensor, src, group, async_op) or Done()
+
+    def send(
+        self, tensor: Tensor, *, dst: int, group: Group = None, async_op: bool = False
+    ) -> Work:
+        return _settle(dist.isend(tensor, dst, group), async_op)
+
+    def recv(
+        self, tensor: Tensor, *, src: int, group: Group = None, async_op: bool = False
+    ) -> Work:
+        return _settle(dist.irecv(tensor, src, group), async_op)
+
+    def barrier(self, *, group: Group = None) -> None:
+        dist.barrier(group)

@@ -1,0 +1,106 @@
+"""The documentation cannot drift from the code: what is written down is compared with what is."""
+
+import doctest
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from picotron_core import config as config_module
+from picotron_core import errors
+from picotron_core.cli.config import as_markdown
+from picotron_core.config import ENVIRONMENT, load_settings
+from picotron_core.hardware import PROFILES
+from picotron_core.ops import OPS
+from picotron_core.registry import hookspecs
+from picotron_core.registry.plugins import load_registry
+
+ROOT = Path(__file__).parents[2]
+DOCS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+HOOKS = [name for name in vars(hookspecs) if name.startswith("picotron_")]
+EXAMPLES = sorted((ROOT / "examples").glob("*.toml"))
+
+
+def test_every_setting_and_variable_is_in_the_configuration_page():
+    assert as_markdown() in DOCS["configuration.md"], (
+        "docs/configuration.md is not what `picotron config --markdown` prints: paste it anew"
+    )
+
+
+def test_no_page_names_a_variable_that_is_not_read():
+    for name, text in {**DOCS, "README.md": README}.items():
+        unknown = set(re.findall(r"PICOTRON_[A-Z_]*[A-Z]", text)) - ENVIRONMENT.keys()
+        assert not unknown, (name, unknown)
+
+
+def test_only_config_reads_picotrons_variables():
+    sources = [*(ROOT / "picotron_core").rglob("*.py"), *(ROOT / "backends").rglob("*.py")]
+    assert len(sources) > 40
+    for path in sources:
+        reads = re.search(r"os\.(environ|getenv)", path.read_text(encoding="utf-8"))
+        allowed = path.name in ("config.py", "world.py") and "picotron_core" in str(path)
+        assert not reads or allowed, path
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_is_documented_with_an_example(hook):
+    assert f"`{hook}(" in DOCS["backends.md"]
+    specification = getattr(hookspecs, hook)
+    assert specification.__doc__
+    assert ">>> @hookimpl" in specification.__doc__
+
+
+@pytest.mark.parametrize("module", [hookspecs, config_module, errors])
+def test_the_examples_in_docstrings_run(module):
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_every_backend_and_op_and_profile_is_in_the_backends_page():
+    page = DOCS["backends.md"]
+    table = page[page.index("## What is bundled") : page.index("## Choosing")]
+    rows = {
+        name: set(re.findall(r"\w+", ops))
+        for name, ops in re.findall(r"^\| `([\w-]+)` \| ([^|]+) \|", table, re.MULTILINE)
+    }
+    declared: dict[str, set[str]] = {}
+    for candidate in load_registry().candidates:
+        declared.setdefault(candidate.backend.name, set()).add(candidate.backend.op)
+    assert rows == declared
+    assert set(OPS) == set().union(*declared.values())
+    for profile in PROFILES:
+        assert f"`{profile}`" in page
+
+
+def test_the_tree_in_the_architecture_page_is_the_tree():
+    page = DOCS["architecture.md"]
+    tree = page[page.index("## The house") : page.index("Each floor imports")]
+    named = set(re.findall(r"[\w/]+\.py", tree))
+    for name in named:
+        assert list(ROOT.glob(f"*/**/{name}")), f"docs/architecture.md names {name}: no such file"
+    for folder in (ROOT / "picotron_core").iterdir():
+        if folder.is_dir() and (folder / "__init__.py").exists():
+            assert f"{folder.name}/" in tree, folder
+
+
+def test_the_import_law_in_the_architecture_page_is_the_one_that_is_checked():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    assert " < ".join(reversed(layers)) in DOCS["architecture.md"]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_every_example_is_a_valid_config(path):
+    settings = load_settings(path, env={})
+    assert settings.config.run.name == path.stem.replace("_", "-")
+
+
+def test_the_files_and_targets_that_the_readme_names_exist():
+    for name in re.findall(r"\]\(([\w/.-]+)\)", README):
+        assert (ROOT / name).exists(), name
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"\bmake (\w+)", README):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

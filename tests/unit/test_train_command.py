@@ -1,0 +1,235 @@
+"""`picotron train` and `generate` from the command line, on real text, in seconds."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from transformers import AutoTokenizer
+
+
+def metrics(run: Path, key: str) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines if key in line]
+
+
+@pytest.fixture
+def trained(picotron, tiny, tmp_path):
+    arguments = ("--name", "first", "--train.steps", "30", "--train.lr", "1e-2")
+    code, out, err = picotron(
+        "train", *tiny, *arguments, "--train.eval_every", "10", "--run.sample", "def "
+    )
+    assert (code, err) == (0, "")
+    return tmp_path / "runs" / "first", out
+
+
+def test_a_run_learns_and_leaves_everything_behind(trained):
+    run, out = trained
+    losses = metrics(run, "loss")
+    assert len(losses) == 30
+    assert sum(losses[-5:]) / 5 < losses[0] - 1
+    assert len(metrics(run, "val_loss")) == 3
+
+    line = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    assert list(line) == [
+        *("step", "tokens", "loss", "grad_norm", "lr", "tokens_per_s", "mfu", "step_s"),
+        *("peak_memory_bytes", "loss_scale", "skipped"),
+    ]
+    assert (line["step"], line["tokens"]) == (1, 128)
+    assert line["peak_memory_bytes"] > 1e6
+    assert 0 < line["mfu"] < 2
+
+    config = tomllib.loads((run / "config.toml").read_text())
+    assert config["train"]["lr"] == 1e-2
+    assert config["backends"]["attention"] == ["auto"]
+    backends = json.loads((run / "backends.json").read_text())
+    assert {entry["op"] for entry in backends} == {
+        *("attention", "norm", "rope", "swiglu", "loss", "optimizer", "comm")
+    }
+    assert json.loads((run / "environment.json").read_text())["device"]["type"] == "cpu"
+    with Image.open(run / "loss.png") as picture:
+        assert picture.size[0] > 400
+    assert AutoTokenizer.from_pretrained(run / "tokenizer").eos_token == "<|endoftext|>"
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000030"]
+
+    for wanted in ("attention", "picotron/", "val_loss", "bits_per_byte", "A sample", "loss.png"):
+        assert wanted in out, wanted
+    assert "picotron train --resume runs/first" in out
+
+
+def test_bits_per_byte_is_the_loss_per_byte_of_the_validation_text(trained, text_folder):
+    run, _ = trained
+    loss, bits = metrics(run, "val_loss")[-1], metrics(run, "bits_per_byte")[-1]
+    bytes_per_token = loss / 0.6931471805599453 / bits
+    tokenizer = AutoTokenizer.from_pretrained(run / "tokenizer")
+    text = (text_folder / "heapq.py").read_text()
+    # Of another text by the same tokenizer: the same within what texts differ by.
+    assert bytes_per_token == pytest.approx(len(text) / len(tokenizer(text).input_ids), rel=0.35)
+
+
+def test_generate_writes_the_same_text_for_the_same_seed(trained, picotron):
+    write = ("generate", "runs/first", "--prompt", "import ", "--max-new-tokens", "20")
+    code, first, err = picotron(*write, "--seed", "1")
+    assert (code, err) == (0, "")
+    assert first.startswith("import ")
+    assert len(first) > len("import \n")
+    assert picotron(*write, "--seed", "1")[1] == first
+    assert picotron(*write, "--seed", "2")[1] != first
+    greedy = picotron(*write, "--temperature", "0", "--seed", "1")[1]
+    assert picotron(*write, "--top-k", "1", "--seed", "2")[1] == greedy
+    assert picotron(*write, "--temperature", "0", "--backends", "naive-math")[1] == greedy
+
+
+def test_generate_without_a_run_or_with_a_bad_flag(trained, picotron):
+    code, _, err = picotron("generate", "runs/nowhere")
+    assert code == 2
+    assert "runs/nowhere is no run" in err
+    code, _, err = picotron("generate", "runs/first", "--prompt", "a", "--top-p", "2")
+    assert code == 2
+    assert "--top-p" in err
+
+
+def test_a_run_is_never_overwritten(trained, picotron, tiny):
+    run, _ = trained
+    before = (run / "metrics.jsonl").read_bytes()
+    code, out, _ = picotron("train", *tiny, "--name", "first", "--train.steps", "1")
+    assert code == 0
+    assert "runs/first-2" in out
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_resumed_losses_are_those_of_the_uninterrupted_run(picotron, tiny, tmp_path, dtype):
+    if dtype == "bfloat16" and "avx512_bf16" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("bfloat16 is refused where it is not native")
+    steps = ("--train.steps", "12", "--checkpoint.every", "4", "--checkpoint.keep", "3")
+    steps += ("--train.eval_every", "6", "--train.dtype", dtype)
+    assert picotron("train", *tiny, *steps, "--name", "whole")[0] == 0
+    whole = tmp_path / "runs" / "whole"
+    wanted = metrics(whole, "loss"), metrics(whole, "grad_norm"), metrics(whole, "val_loss")
+    final = whole / "checkpoints" / "step-00000012"
+    last = {path.name: path.read_bytes() for path in final.iterdir()}
+    shutil.rmtree(final)
+    code, out, _ = picotron("train", "--resume", "runs/whole")
+    assert code == 0
+    assert "step-00000008" in out
+    found = metrics(whole, "loss"), metrics(whole, "grad_norm"), metrics(whole, "val_loss")
+    assert found == wanted
+    for path in final.glob("*.safetensors"):
+        assert path.read_bytes() == last[path.name], path.name
+
+
+def test_a_damaged_checkpoint_is_passed_over_by_name(picotron, tiny, tmp_path):
+    steps = ("--train.steps", "4", "--checkpoint.every", "2", "--checkpoint.keep", "2")
+    assert picotron("train", *tiny, *steps, "--name", "run")[0] == 0
+    checkpoints = tmp_path / "runs" / "run" / "checkpoints"
+    weights = checkpoints / "step-00000004" / "model.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-3] ^= 1
+    weights.write_bytes(damaged)
+    code, out, _ = picotron("train", "--resume", "auto", "--train.steps", "5")
+    assert code == 0
+    assert "step-00000004/model.safetensors is damaged" in re.sub(r"\s+", "", out).replace(
+        "isdamaged", " is damaged"
+    )
+    assert len(metrics(tmp_path / "runs" / "run", "loss")) == 5
+    # What a killed writer leaves has no manifest, and is no checkpoint.
+    (checkpoints / "step-00000009").mkdir()
+    assert picotron("generate", "runs/run", "--prompt", "a", "--max-new-tokens", "1")[0] == 0
+
+
+def test_ctrl_c_saves_and_says_how_to_resume(tiny, tmp_path):
+    """A real process and a real signal, sent once the run is seen to be under way."""
+    command = [sys.executable, "-m", "picotron_core.cli", "train", *tiny]
+    command += ["--name", "stopped", "--train.steps", "100000", "--run.log_every", "1"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env={**os.environ}
+    )
+    assert process.stdout is not None
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if re.match(r"step +3 ", line):
+            process.send_signal(signal.SIGINT)
+            break
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, seen + rest
+    assert "picotron train --resume runs/stopped" in rest
+    run = tmp_path / "runs" / "stopped"
+    steps = metrics(run, "loss")
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    assert checkpoint.name == f"step-{len(steps):08d}"
+    assert (run / "loss.png").exists()
+
+
+ERRORS = {
+    "missing data": (("--data", "no/such/file.txt"), 2, "No file or folder 'no/such/file.txt'"),
+    "unknown backend": (("--backends", "attention=spda"), 2, "Did you mean 'sdpa'?"),
+    "unknown op": (("--backends", "atention=sdpa"), 2, "Did you mean 'attention'?"),
+    "impossible backend": (("--backends", "comm=nccl"), 2, "Backend 'nccl', from the command line"),
+    "unknown setting": (("--train.step", "3"), 2, "Did you mean 'train.steps'?"),
+    "ill-typed setting": (("--train.steps", "x"), 2, "train.steps = 'x'"),
+    "no config file": (("nowhere.toml",), 2, "No config file nowhere.toml"),
+    "no CUDA": (("--run.device", "cuda"), 2, "torch sees no CUDA device"),
+    "run.dir is a file": (("--run.dir", "/dev/null/x"), 1, "Cannot make the run directory"),
+    "NaN": (("--train.lr", "1e30"), 1, "Lower train.lr"),
+    "no resume": (("--resume", "runs/none"), 2, "no run there"),
+    "vocabulary": (("--data.vocab_size", "3"), 2, "data.vocab_size = 3"),
+}
+
+
+@pytest.mark.parametrize("mistake", ERRORS)
+def test_a_mistake_is_one_line_that_says_what_to_do(picotron, tiny, tmp_path, mistake):
+    arguments, wanted_code, message = ERRORS[mistake]
+    given = tiny if "--resume" not in arguments else ()
+    code, _, err = picotron("train", *given, "--name", "bad", "--train.steps", "8", *arguments)
+    assert message in err
+    assert code == wanted_code
+    assert err.count("\n") == 1
+    assert err.startswith("error: ")
+    if code == 2:
+        assert not (tmp_path / "runs" / "bad").exists()
+
+
+def test_a_sequence_longer_than_the_data(picotron, tiny, tmp_path):
+    (tmp_path / "short.txt").write_text("a few words, and no more than these")
+    more = ("--data", str(tmp_path / "short.txt"), "--data.seq_len", "100")
+    start = tiny.index("--data")
+    given = tiny[:start] + tiny[start + 2 :]
+    code, _, err = picotron("train", *given, *more)
+    assert code == 2
+    assert "--data.seq_len" in err
+
+
+def test_an_empty_corpus(picotron, tiny, tmp_path):
+    (tmp_path / "blank.txt").write_text(" \n")
+    start = tiny.index("--data")
+    code, _, err = picotron("train", *tiny[:start], "--data", str(tmp_path / "blank.txt"))
+    assert code == 2
+    assert "The corpus is empty" in err
+
+
+def test_a_corrupt_token_cache(picotron, tiny, tmp_path):
+    cache = ("--data.cache_dir", str(tmp_path / "cache"))
+    assert picotron("train", *tiny, *cache, "--train.steps", "1")[0] == 0
+    (tokens,) = (tmp_path / "cache").glob("*/train.bin")
+    content = bytearray(tokens.read_bytes())
+    content[len(content) // 2] ^= 1
+    tokens.write_bytes(content)
+    code, _, err = picotron("train", *tiny, *cache, "--train.steps", "1")
+    assert code == 1
+    assert f"Delete the folder {tokens.parent}" in err
+
+
+def test_debug_shows_the_traceback(picotron):
+    code, _, err = picotron("train", "nowhere.toml", "--debug")
+    assert code == 2
+    assert "Traceback" in err
+    assert err.rstrip().splitlines()[-1].startswith("error: No config file")
