@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from picotron_backends.collectives import Done, check_shards
 from picotron_core.errors import BackendError
@@ -40,7 +41,8 @@ def comm_over(transport: str) -> Comm:
 
 @dataclass(slots=True)
 class TorchComm:
-    """Keeps the contract of `comm` by torch's default process group, which `start` forms.
+    """Keeps the contract of `comm` by torch's default process group, which `start` forms. To start
+    again after `stop` takes a new store: the old one holds the addresses of the old group.
 
     `timeout` is what `start` was given: torch would let subgroups wait for half an hour.
     """
@@ -54,7 +56,7 @@ class TorchComm:
         self.timeout = timedelta(seconds=timeout_s)
         dist.init_process_group(
             self.transport,
-            store=dist.HashStore() if store is None and world_size == 1 else store,
+            store=HashStore() if store is None and world_size == 1 else store,
             rank=rank,
             world_size=world_size,
             timeout=self.timeout,
@@ -73,12 +75,14 @@ class TorchComm:
     ) -> Work:
         return dist.all_reduce(tensor, _REDUCE[op], group, async_op) or Done()
 
+    @torch.no_grad()
     def all_gather_into_tensor(
         self, output: Tensor, tensor: Tensor, *, group: Group = None, async_op: bool = False
     ) -> Work:
         check_shards(output, tensor, dist.get_world_size(group))
         return _all_gather(output, tensor, group, async_op) or Done()
 
+    @torch.no_grad()
     def reduce_scatter_tensor(
         self,
         output: Tensor,
@@ -108,3 +112,13 @@ class TorchComm:
 
     def barrier(self, *, group: Group = None) -> None:
         dist.barrier(group)
+
+
+def _settle(work: Any, async_op: bool) -> Work:
+    """The work itself if it may go on, else wait for it. torch gives none to an outsider."""
+    if work is None:
+        raise ValueError("send or recv over a group that this rank is not in")
+    if not async_op:
+        work.wait()
+    result: Work = work
+    return result

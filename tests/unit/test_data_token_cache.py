@@ -325,19 +325,38 @@ def test_killed_builder_leaves_nothing_that_is_taken_for_whole(folder, tmp_path,
     assert np.array_equal(prepare(folder, tmp_path).train, built.train)
 
 
+def test_a_cache_appears_whole_by_one_rename(folder, tmp_path, built):
+    dying = """
+import os, signal
+def die_before_rename(event, arguments):
+    if event == "os.rename":
+        os.kill(os.getpid(), signal.SIGKILL)
+import sys; sys.addaudithook(die_before_rename)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", dying + CHILD, str(folder), str(tmp_path), "never"],
+        capture_output=True,
+    )
+    assert done.returncode == -signal.SIGKILL
+    # All was written under the name that nobody opens, and nothing under the one that they do.
+    (made,) = (entry for entry in tmp_path.iterdir() if entry.is_dir())
+    assert made.name.startswith(f".{built.key}.")
+    assert np.array_equal(open_tokens(made).train, built.train)
+
+
 def test_a_living_builder_is_not_swept_and_others_wait_for_it(folder, tmp_path, built):
-    with (
-        child(folder, tmp_path, "tokenising") as builder,
-        child(folder, tmp_path, "waiting for another process to tokenise") as second,
-    ):
+    waiting = "waiting for another process to tokenise"
+    with child(folder, tmp_path, "tokenising") as builder:
         assert builder.stdout.readline() == "tokenising\n"
-        assert second.stdout.readline() == "waiting for another process to tokenise\n"
-        prepare(folder, tmp_path, vocab_size=300)  # another key: sweeps, and must spare the living
-        assert len([entry for entry in tmp_path.iterdir() if entry.is_dir()]) == 2
-        builder.stdin.close()
-        second.stdin.close()
-        last = [process.stdout.read().splitlines()[-1] for process in (builder, second)]
-        assert builder.wait() == second.wait() == 0
+        with child(folder, tmp_path, waiting) as second:
+            assert second.stdout.readline() == f"{waiting}\n"
+            # A build of another key sweeps as well, and must spare the living.
+            prepare(folder, tmp_path, vocab_size=300)
+            assert len([entry for entry in tmp_path.iterdir() if entry.is_dir()]) == 2
+            builder.stdin.close()
+            second.stdin.close()
+            last = [process.stdout.read().splitlines()[-1] for process in (builder, second)]
+            assert builder.wait() == second.wait() == 0
     assert last[0] == last[1] == f"{tmp_path / built.key} {int(built.train.astype('int64').sum())}"
 
 

@@ -1,4 +1,4 @@
-"""`mem_efficient`: attention, loss and swiglu that keep as little as they can. Declared, no torch."""
+"""`mem_efficient`: attention, loss and swiglu that keep little for the backward."""
 
 from __future__ import annotations
 

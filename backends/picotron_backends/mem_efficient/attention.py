@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
-
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -13,34 +11,6 @@ from picotron_backends.mem_efficient.blockmask import BlockMask
 from picotron_backends.mem_efficient.blockwise import blockwise
 from picotron_backends.mem_efficient.pinned_rules import pinned_serves
 from picotron_core.ops.attention import check_arguments
-
-
-@overload
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    causal: bool,
-    scale: float | None = None,
-    window: int | None = None,
-    doc_ids: Tensor | None = None,
-    return_lse: Literal[False] = False,
-) -> Tensor: ...
-
-
-@overload
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    causal: bool,
-    scale: float | None = None,
-    window: int | None = None,
-    doc_ids: Tensor | None = None,
-    return_lse: Literal[True],
-) -> tuple[Tensor, Tensor]: ...
 
 
 def attention(

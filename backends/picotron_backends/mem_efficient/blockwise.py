@@ -29,7 +29,7 @@ KEY_BLOCK = 256
 def blockwise(
     q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, *, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """(out, lse) of the contract of attention; the lse is differentiable, and float64 where q is."""
+    """(out, lse) of the contract; both can be differentiated, and lse is float64 where q is."""
     out, lse = Blockwise.apply(q, k, v, mask, scale)  # type: ignore[no-untyped-call]
     return out, lse
 
@@ -66,11 +66,10 @@ class Blockwise(torch.autograd.Function):
         return out, lse
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(
-        ctx: Any, dout: Tensor, dlse: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor, dlse: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q, k, v, out, lse = ctx.saved_tensors
+        mask: BlockMask = ctx.mask
         exact = lse.dtype
         keys, values = k.flatten(0, 1), v.flatten(0, 1)
         dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -83,10 +82,10 @@ class Blockwise(torch.autograd.Function):
             shift = (upstream * _grouped(out[:, :, rows], keys)).sum(-1, keepdim=True)
             shift -= _grouped(dlse[:, :, rows, None], keys)
             dqueries = torch.zeros_like(queries)
-            for columns in _blocks(*ctx.mask.reach(rows), KEY_BLOCK):
+            for columns in _blocks(*mask.reach(rows), KEY_BLOCK):
                 seen_keys = keys[:, columns].to(exact)
                 p = queries @ seen_keys.mT
-                ctx.mask.hide(p, rows, columns)
+                mask.hide(p, rows, columns)
                 p.sub_(lse_rows).exp_()
                 dvalues[:, columns].baddbmm_(p.mT, upstream)
                 dp = upstream @ values[:, columns].to(exact).mT
@@ -107,5 +106,5 @@ def _grouped(heads: Tensor, keys: Tensor) -> Tensor:
 
 
 def _ungroup(grouped: Tensor, heads: Tensor) -> None:
-    """Write (B * K, H / K * rows, n) where it belongs, (B, H, rows, n) or, of n = 1, (B, H, rows)."""
+    """Write `_grouped` values back to their heads; (B, H, rows) takes those of n = 1."""
     heads.copy_(grouped.view(heads.shape))

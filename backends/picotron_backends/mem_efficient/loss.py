@@ -19,6 +19,14 @@ def loss(hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int) 
     return total
 
 
+def chunk_rows(*, N: int, E: int, V: int) -> int:
+    """As many tokens as keep the logits small: CHUNK_LOGITS, or the size of hidden if that is more.
+
+    Fewer rows with a large V would read all of W for next to no arithmetic.
+    """
+    return max(1, CHUNK_LOGITS // V, N * E // V)
+
+
 class ChunkedLoss(torch.autograd.Function):
     """dlogits = softmax(logits) - onehot(target);  dhidden = dlogits W;  dW = dlogits^T hidden."""
 
@@ -32,7 +40,9 @@ class ChunkedLoss(torch.autograd.Function):
         dhidden = torch.empty_like(hidden) if wants_hidden else None
         # A sum over many chunks: in 16 bits each addition would round.
         dweight = torch.zeros_like(weight, dtype=exact) if wants_weight else None
-        for rows in _chunks(hidden, weight):
+        (N, E), V = hidden.shape, len(weight)
+        size = chunk_rows(N=N, E=E, V=V)
+        for rows in (slice(i, i + size) for i in range(0, N, size)):
             valid = targets[rows] != ignore_index
             target = targets[rows].masked_fill(~valid, 0)
             row = torch.arange(len(target), device=hidden.device)
@@ -54,7 +64,7 @@ class ChunkedLoss(torch.autograd.Function):
         return total.float()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         dhidden, dweight = ctx.saved_tensors
         return (

@@ -2,40 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
-
 import torch
 from torch import Tensor
 
 from picotron_core.ops.attention import check_arguments, visible
-
-
-@overload
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    causal: bool,
-    scale: float | None = None,
-    window: int | None = None,
-    doc_ids: Tensor | None = None,
-    return_lse: Literal[False] = False,
-) -> Tensor: ...
-
-
-@overload
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    causal: bool,
-    scale: float | None = None,
-    window: int | None = None,
-    doc_ids: Tensor | None = None,
-    return_lse: Literal[True],
-) -> tuple[Tensor, Tensor]: ...
 
 
 def attention(

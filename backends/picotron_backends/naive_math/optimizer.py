@@ -21,9 +21,7 @@ def adamw(
 ) -> None:
     correction1 = 1 - hyper.beta1**step
     correction2 = 1 - hyper.beta2**step
-    for p, g, m, v in zip(
-        params, grads, states["exp_avg"], states["exp_avg_sq"], strict=True
-    ):
+    for p, g, m, v in zip(params, grads, states["exp_avg"], states["exp_avg_sq"], strict=True):
         p.mul_(1 - hyper.lr * hyper.weight_decay)
         m.mul_(hyper.beta1).add_(g, alpha=1 - hyper.beta1)
         v.mul_(hyper.beta2).addcmul_(g, g, value=1 - hyper.beta2)
