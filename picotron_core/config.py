@@ -108,7 +108,9 @@ class Train(Section):
     )
     seed: int = Field(0, ge=0, description="Of the initial weights and of the data's order.")
     eval_every: int = Field(200, ge=0, description="Steps between evaluations; 0: only at the end.")
-    eval_batches: int = Field(20, ge=1, description="Validation batches per evaluation.")
+    eval_samples: int = Field(
+        256, ge=1, description="Validation samples per evaluation, spread evenly over the text."
+    )
 
 
 class Checkpoint(Section):

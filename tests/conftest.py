@@ -21,7 +21,7 @@ TINY = (
     *("--model.num_hidden_layers", "2", "--model.num_attention_heads", "4"),
     *("--model.num_key_value_heads", "2", "--model.max_position_embeddings", "128"),
     *("--data.vocab_size", "300", "--data.seq_len", "32", "--data.val_fraction", "0.2"),
-    *("--train.micro_batch", "4", "--train.eval_batches", "2", "--train.warmup_steps", "2"),
+    *("--train.micro_batch", "4", "--train.eval_samples", "8", "--train.warmup_steps", "2"),
     *("--train.dtype", "float32", "--run.device", "cpu"),
 )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,7 +34,7 @@ class View:
     console: Console
     bar: Progress
     task: TaskID | None = None
-    started: dict[str, float] = field(default_factory=dict)
+    stages: dict[str, TaskID] = field(default_factory=dict)
 
     def introduce(self, device: Device, precision: Precision, world: World) -> None:
         ranks = f", {world.size} ranks" if world.size > 1 else ""
@@ -43,16 +42,14 @@ class View:
         self.console.print(f"dtype  {precision.compute} ({precision.reason}); float32 masters")
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """Data preparation: a bar of its own per stage, or a line at its start and end."""
-        if self.console.is_terminal:
-            if stage not in self.started:
-                self.started[stage] = self.bar.add_task(stage, total=total, note="")
-            self.bar.update(TaskID(int(self.started[stage])), completed=done, total=total)
-            if done >= total:
-                self.bar.remove_task(TaskID(int(self.started.pop(stage))))
-        elif stage not in self.started:
-            self.started[stage] = time.perf_counter()
-            self.console.print(f"data   {stage}: {total / 1e6:.1f} MB")
+        """Data preparation, in bytes (total 0: unknown): a bar per stage, or one line in a pipe."""
+        if stage not in self.stages:
+            self.stages[stage] = self.bar.add_task(stage, count="", note="")
+            if not self.console.is_terminal:
+                size = f": {total / 1e6:.1f} MB" if total else ""
+                self.console.print(f"data   {stage}{size}")
+        size = f"{done / 1e6:.1f}/{total / 1e6:.1f} MB" if total else f"{done / 1e6:.1f} MB"
+        self.bar.update(self.stages[stage], completed=done, total=total or None, count=size)
 
     def present(
         self,
@@ -63,6 +60,8 @@ class View:
         rate: float,
     ) -> None:
         """All that was decided before the first step."""
+        for stage in self.stages.values():
+            self.bar.remove_task(stage)
         train = self.config.train
         print_ = self.console.print
         print_(f"data   {tokens.label}")
@@ -90,8 +89,9 @@ class View:
         total = self.config.train.steps
         if self.console.is_terminal:
             if self.task is None:
-                self.task = self.bar.add_task("training", total=total, note="")
-            self.bar.update(self.task, completed=record.step, note=_note(record))
+                self.task = self.bar.add_task("training", total=total, count="", note="")
+            count = f"{record.step}/{total}"
+            self.bar.update(self.task, completed=record.step, count=count, note=_note(record))
         elif record.step % self.config.run.log_every == 0 or record.step in (1, total):
             left = (total - record.step) * record.step_s
             self.console.print(f"step {record.step:>6}  {_note(record)}  eta {_clock(left)}")
@@ -121,7 +121,7 @@ def open_view(config: Config, world: World) -> Iterator[View]:
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
-        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[count]}"),
         TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(),
         console=console,

@@ -22,6 +22,7 @@ from picotron_core.cli.model import architecture_of
 from picotron_core.cli.selection import find_device, open_registry, select, training_requests
 from picotron_core.config import Config, Settings
 from picotron_core.data.corpus import open_corpus
+from picotron_core.data.loader import num_windows
 from picotron_core.data.token_cache import prepare
 from picotron_core.data.tokens import Tokens
 from picotron_core.engine import run_directory
@@ -170,7 +171,7 @@ def _new_run(config: Config, world: World) -> RunDirectory:
 
 def _tokens(config: Config, world: World, view: View) -> Tokens:
     data = config.data
-    return prepare(
+    tokens = prepare(
         open_corpus(data.paths, text_field=data.text_field, split=data.split),
         tokenizer=data.tokenizer or config.model.path,
         vocab_size=data.vocab_size,
@@ -178,6 +179,9 @@ def _tokens(config: Config, world: World, view: View) -> Tokens:
         cache_dir=Path(data.cache_dir).expanduser(),
         progress=view.progress if world.is_first else None,
     )
+    for ids in (tokens.train, tokens.validation):  # now, not at the first evaluation
+        num_windows(ids, data.seq_len)
+    return tokens
 
 
 def _model(config: Config, architecture: Architecture, ops: Ops) -> Llama:

@@ -88,18 +88,28 @@ def batch(
 
 
 def validation_batches(
-    tokens: Ids, *, seq_len: int, batch: int, limit: int | None = None, eos_id: int | None = None
+    tokens: Ids,
+    *,
+    seq_len: int,
+    samples: int,
+    micro_batch: int,
+    rank: int = 0,
+    world_size: int = 1,
+    eos_id: int | None = None,
 ) -> Iterator[Batch]:
-    """The windows in order, `batch` at a time, the last batch as small as it comes.
+    """This rank's share of the windows that a run is evaluated on, the same ones every time.
 
     Args:
-        limit: the most batches to yield; None yields all.
+        samples: how many windows, over all ranks; they lie evenly over the stream, since its
+            beginning alone would be a few documents. All windows where there are fewer.
 
     Raises: DataError if there is not one window.
     """
-    windows = range(num_windows(tokens, seq_len))
-    starts = range(0, len(windows), batch)
-    return (_gather(tokens, windows[i : i + batch], seq_len, eos_id) for i in starts[:limit])
+    windows = num_windows(tokens, seq_len)
+    count = min(samples, windows)
+    chosen = [i * windows // count for i in range(count)]
+    starts = range(rank * micro_batch, count, world_size * micro_batch)
+    return (_gather(tokens, chosen[i : i + micro_batch], seq_len, eos_id) for i in starts)
 
 
 def _gather(tokens: Ids, windows: Sequence[int], seq_len: int, eos_id: int | None) -> Batch:

@@ -90,12 +90,13 @@ def _evaluation(
     batches = validation_batches(
         tokens.validation,
         seq_len=config.data.seq_len,
-        batch=config.train.micro_batch,
-        limit=config.train.eval_batches,
+        samples=config.train.eval_samples,
+        micro_batch=config.train.micro_batch,
+        rank=world.rank,
+        world_size=world.size,
         eos_id=tokens.eos_id if config.data.document_mask else None,
     )
-    mine = (one for number, one in enumerate(batches) if number % world.size == world.rank)
-    loss = evaluate(state, mine, ops.comm)
+    loss = evaluate(state, batches, ops.comm)
     return EvalRecord(
         step=state.step,
         tokens=state.tokens,

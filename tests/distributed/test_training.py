@@ -25,6 +25,8 @@ def test_two_ranks_train_the_run_of_one(picotron, tiny, tmp_path, run_ranks):
     assert [result.returncode for result in results] == [0, 0], results
     assert results[1].stdout == ""
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    found, wanted = (losses(tmp_path / name, "val_loss") for name in ("two", "one"))
+    assert found == pytest.approx(wanted, rel=1e-5)
     assert losses(tmp_path / "two", "tokens") == losses(tmp_path / "one", "tokens")
     selected = json.loads((tmp_path / "two" / "backends.json").read_text())
     assert {entry["op"]: entry["backend"] for entry in selected}["comm"] == "picotron/gloo-cpu"

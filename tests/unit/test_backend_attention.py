@@ -42,10 +42,10 @@ CASES = {
     "several-blocks-window": ((1, 2, 1, 140, 310, 4), {"causal": True, "window": 70}),
 }
 
-# Largest error over the largest value. In bfloat16 a rounding is 2^-9 = 0.2%; the weights, the
-# output, its gradient's product with v and each gradient are rounded, and torch's own kernel
-# rounds the sum over grouped heads too.
-TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 2e-2}
+# Largest error over the largest value. A rounding to bfloat16 is 2^-9 = 0.2%; the gradient of the
+# logits is a difference, dP - rowsum(dout out), of terms several times its size, of which `out` was
+# rounded already (and in torch's own kernel P too). What float32 catches need not be caught again.
+TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 4e-2}
 
 
 def kernel_of(name):

@@ -65,7 +65,7 @@ def test_targets_are_the_next_tokens():
 
 def test_doc_ids_count_the_ends_before_a_position():
     tokens = np.array([9, EOS, 8, 7, EOS, EOS, 6, 5], dtype=np.uint32)
-    (made,) = validation_batches(tokens, seq_len=7, batch=1, eos_id=EOS)
+    (made,) = validation_batches(tokens, seq_len=7, samples=9, micro_batch=1, eos_id=EOS)
     assert made.doc_ids is not None
     assert made.doc_ids.dtype == torch.int32
     #                                  9  E  8  7  E  E  6
@@ -78,22 +78,41 @@ def test_doc_ids_count_the_ends_before_a_position():
 
 def test_large_ids_survive():
     tokens = np.array([2**32 - 1, 0, 2**31, 65_536], dtype=np.uint32)
-    (made,) = validation_batches(tokens, seq_len=3, batch=2)
+    (made,) = validation_batches(tokens, seq_len=3, samples=2, micro_batch=2)
     assert made.inputs.tolist() == [[2**32 - 1, 0, 2**31]]
     assert made.targets.tolist() == [[0, 2**31, 65_536]]
 
 
 def test_validation_is_every_window_once_in_order():
-    batches = list(validation_batches(TOKENS, seq_len=T, batch=20))
+    batches = list(validation_batches(TOKENS, seq_len=T, samples=99, micro_batch=20))
     assert [len(made.inputs) for made in batches] == [20, 20, 20, 11]
     inputs = torch.cat([made.inputs for made in batches]).flatten()
     targets = torch.cat([made.targets for made in batches]).flatten()
     assert inputs.tolist() == TOKENS[: 71 * T].tolist()
     assert targets.tolist() == TOKENS[1 : 71 * T + 1].tolist()
-    limited = list(validation_batches(TOKENS, seq_len=T, batch=20, limit=2))
-    assert [made.inputs.tolist() for made in limited] == [
-        made.inputs.tolist() for made in batches[:2]
-    ]
+
+
+def test_fewer_validation_samples_lie_evenly_over_the_text():
+    (few,) = validation_batches(TOKENS, seq_len=T, samples=4, micro_batch=20)
+    starts = [TOKENS[window * T : (window + 1) * T].tolist() for window in (0, 17, 35, 53)]
+    assert few.inputs.tolist() == starts
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch"), [(1, 3), (2, 4), (3, 2), (5, 9)])
+def test_the_validation_set_does_not_depend_on_the_layout(world_size, micro_batch):
+    (whole,) = validation_batches(TOKENS, seq_len=T, samples=11, micro_batch=11)
+    rows = []
+    for rank in range(world_size):
+        for made in validation_batches(
+            TOKENS,
+            seq_len=T,
+            samples=11,
+            micro_batch=micro_batch,
+            rank=rank,
+            world_size=world_size,
+        ):
+            rows += made.inputs.tolist()
+    assert sorted(rows) == sorted(whole.inputs.tolist())
 
 
 @pytest.mark.parametrize(("size", "seq_len", "windows"), [(8, 7, 1), (14, 7, 1), (15, 7, 2)])
@@ -106,7 +125,7 @@ def test_sequence_longer_than_the_data_is_an_error():
     with pytest.raises(DataError, match=message):
         num_windows(TOKENS[:7], 7)
     with pytest.raises(DataError, match=message):
-        validation_batches(TOKENS[:7], seq_len=7, batch=1)
+        validation_batches(TOKENS[:7], seq_len=7, samples=1, micro_batch=1)
 
 
 def test_batches_that_do_not_divide_are_errors():
