@@ -1,0 +1,173 @@
+"""A checkpoint is whole or it does not exist; what is not whole is named."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from picotron_core.checkpoint.load import find_checkpoint, load
+from picotron_core.checkpoint.manifest import MANIFEST, read_manifest
+from picotron_core.checkpoint.save import save
+from picotron_core.engine.state import TrainState
+from picotron_core.errors import ConfigError, DamagedFileError, RunError
+
+TENSORS = ("model.safetensors", "optimizer.safetensors")
+
+
+def state_at(step, size=64) -> TrainState:
+    """Tensors that tell their step; a checkpoint needs no more of a model than its parameters."""
+    model = torch.nn.Linear(size, 3, bias=False)
+    torch.nn.init.constant_(model.weight, float(step))
+    masters = dict(model.named_parameters())
+    moments = {
+        name: {"weight": torch.full((3, size), step + shift)}
+        for shift, name in ((0.25, "exp_avg"), (0.5, "exp_avg_sq"))
+    }
+    return TrainState(model=model, masters=masters, moments=moments, step=step, tokens=10 * step)  # type: ignore[arg-type]
+
+
+def save_at(step, run, keep=9):
+    return save(state_at(step), run / "checkpoints", facts={"data": "key"}, keep=keep)
+
+
+def test_what_was_saved_is_read_back(tmp_path):
+    save_at(3, tmp_path)
+    state = state_at(0)
+    folder, manifest = find_checkpoint(tmp_path)
+    load(state, folder, manifest)
+    assert (state.step, state.tokens, manifest["data"]) == (3, 30, "key")
+    assert torch.equal(state.masters["weight"], torch.full((3, 64), 3.0))
+    assert torch.equal(state.moments["exp_avg"]["weight"], torch.full((3, 64), 3.25))
+    assert torch.equal(state.moments["exp_avg_sq"]["weight"], torch.full((3, 64), 3.5))
+
+
+def test_the_newest_are_kept(tmp_path):
+    for step in (1, 2, 3, 4):
+        save_at(step, tmp_path, keep=2)
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["step-00000003", "step-00000004"]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *((name, damage) for name in TENSORS for damage in ("flip", "cut", "missing", "link")),
+        *((MANIFEST, damage) for damage in ("flip", "cut", "missing")),
+    ],
+)
+def test_any_damage_is_named_and_the_one_before_is_used(tmp_path, name, damage, caplog):
+    save_at(1, tmp_path)
+    file = save_at(2, tmp_path) / name
+    content = file.read_bytes()
+    if damage == "flip":
+        where = content.index(b'"files"') + 1 if name == MANIFEST else len(content) - 3
+        file.write_bytes(content[:where] + bytes([content[where] ^ 1]) + content[where + 1 :])
+    elif damage == "cut":
+        file.write_bytes(content[: len(content) // 2])
+    elif damage == "missing":
+        file.unlink()
+    else:
+        file.rename(tmp_path / "elsewhere")
+        file.symlink_to(tmp_path / "elsewhere")
+    folder, manifest = find_checkpoint(tmp_path)
+    assert manifest["step"] == 1
+    assert folder.name == "step-00000001"
+    assert name in caplog.text
+    with pytest.raises(DamagedFileError):
+        read_manifest(file.parent)
+
+
+def test_a_manifest_can_name_no_file_elsewhere(tmp_path):
+    folder = save_at(1, tmp_path)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (tmp_path / "secret").write_text("x")
+    manifest["files"]["../../secret"] = {"bytes": 1, "crc32": 2363233923}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(DamagedFileError, match="secret"):
+        read_manifest(folder)
+
+
+def test_nothing_to_resume_from(tmp_path):
+    with pytest.raises(ConfigError, match="holds no checkpoint"):
+        find_checkpoint(tmp_path)
+    (save_at(1, tmp_path) / MANIFEST).unlink()
+    with pytest.raises(DamagedFileError, match=r"No checkpoint of .* is whole"):
+        find_checkpoint(tmp_path)
+
+
+def test_another_model_is_named(tmp_path):
+    save_at(1, tmp_path)
+    folder, manifest = find_checkpoint(tmp_path)
+    with pytest.raises(DamagedFileError, match=r"weight is \(3, 64\) there, \(3, 32\) here"):
+        load(state_at(0, size=32), folder, manifest)
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_checkpoint import save_at, RunError
+run = Path({run!r})
+save_at(1, run)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+try:
+    save_at(2, run)
+except RunError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("limit", [0, 100, 700])
+def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, limit):
+    """The kernel refuses to let a file grow: in the first file, and in the manifest."""
+    script = FULL_DISK.format(tests=os.path.dirname(__file__), run=str(tmp_path), limit=limit)
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert "Cannot write the checkpoint" in result.stdout, result
+    assert "step-00000002" in result.stdout
+    folder, _ = find_checkpoint(tmp_path)
+    assert folder.name == "step-00000001"
+    assert not (tmp_path / "checkpoints" / "step-00000002").exists()
+    save_at(3, tmp_path)
+    left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert left == ["step-00000001", "step-00000003"]
+
+
+KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_checkpoint import save, state_at
+for step in range(1, 1000):
+    print(step, flush=True)
+    save(state_at(step, size=20000), Path({run!r}) / "checkpoints", facts={{}}, keep=2)
+"""
+
+
+@pytest.mark.parametrize("last_line", ["3", "4", "6"])
+def test_killed_in_mid_save_it_resumes_from_a_whole_one(tmp_path, last_line):
+    """SIGKILL as the child begins a save; whatever it left, the newest whole one is found."""
+    script = KILLED.format(tests=os.path.dirname(__file__), run=str(tmp_path))
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip() == last_line:
+            process.kill()
+            break
+    process.communicate()
+    folder, manifest = find_checkpoint(tmp_path)
+    assert manifest["step"] >= int(last_line) - 1
+    state = state_at(0, size=20000)
+    load(state, folder, manifest)
+    assert state.masters["weight"].unique().tolist() == [float(manifest["step"])]
+
+
+def test_an_unwritable_place_is_one_line(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file")
+    with pytest.raises(RunError, match="Cannot write the checkpoint"):
+        save_at(1, tmp_path)
