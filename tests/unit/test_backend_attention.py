@@ -215,18 +215,27 @@ def test_sdpa_refuses_to_return_an_lse():
 
 
 @pytest.mark.parametrize(
-    ("device_type", "capability", "expands"),
+    ("device_type", "capability", "dtype", "D", "masked", "expands"),
     [
-        ("cpu", None, False),
-        ("cuda", (6, 1), True),
-        ("cuda", (7, 5), True),
-        ("cuda", (8, 0), False),
-        ("cuda", (9, 0), False),
+        ("cpu", None, "float32", 64, False, False),
+        ("cpu", None, "float32", 64, True, False),
+        ("cuda", (6, 1), "float16", 64, False, True),
+        ("cuda", (7, 5), "float16", 64, False, True),
+        ("cuda", (8, 0), "bfloat16", 64, False, False),
+        ("cuda", (9, 0), "float16", 256, False, False),
+        ("cuda", (9, 0), "float16", 264, False, True),
+        ("cuda", (9, 0), "bfloat16", 64, True, True),
+        ("cuda", (9, 0), "float32", 64, False, True),
     ],
 )
-def test_groups_never_reach_torch_below_sm_80(device_type, capability, expands):
+def test_groups_reach_torch_only_where_flash_takes_them(
+    device_type, capability, dtype, D, masked, expands
+):
     sdpa = import_module(MODULES["sdpa"])
-    assert sdpa.expands_kv(device_type, capability) is expands
+    found = sdpa.expands_kv(
+        device_type=device_type, capability=capability, dtype=dtype, D=D, masked=masked
+    )
+    assert found is expands
 
 
 @pytest.mark.parametrize("expands", [True, False])
@@ -240,7 +249,7 @@ def test_sdpa_expands_keys_when_it_must(monkeypatch, expands):
         return torchs_own(q, k, v, **arguments)
 
     monkeypatch.setattr(sdpa, "scaled_dot_product_attention", watched)
-    monkeypatch.setattr(sdpa, "expands_kv", lambda *_: expands)
+    monkeypatch.setattr(sdpa, "expands_kv", lambda **_: expands)
     leaves = [tensor.requires_grad_() for tensor in inputs_of((1, 6, 2, 9, 9, 8), torch.float32)]
     compare(sdpa.attention, leaves, {"causal": True}, normal(1, 6, 9, 8, seed=4))
     assert handed == [(6, False) if expands else (2, True)]

@@ -9,7 +9,7 @@ from picotron_core.registry import Backend, Level, Request, hookimpl, kernel_fro
 
 
 def attention_level(request: Request) -> Level:
-    """ACCELERATED where torch's CUDA kernel serves, PORTABLE where the blockwise one does."""
+    """ACCELERATED where torch's CUDA kernel is the best there is, else PORTABLE."""
     pinned = pinned_serves(
         device_type=request.device.type,
         capability=request.device.capability,
@@ -19,7 +19,9 @@ def attention_level(request: Request) -> Level:
         masked=bool(request.features & {"window", "doc_ids"}),
         lse=bool(request.features & {"lse", "lse_backward"}),
     )
-    return Level.ACCELERATED if pinned else Level.PORTABLE
+    # From sm_80 on torch's flash kernel is the faster one in 16 bits, and as lean.
+    flash = not request.device.below_ampere and request.dtype != "float32"
+    return Level.ACCELERATED if pinned and not flash else Level.PORTABLE
 
 
 @hookimpl

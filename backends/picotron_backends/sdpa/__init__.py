@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from picotron_backends.sdpa.flash_rules import flash_serves
 from picotron_core.registry import Backend, Code, Level, Reason, Request, hookimpl, kernel_from
 
 
@@ -15,12 +16,17 @@ def supports(request: Request) -> Sequence[Reason]:
 
 
 def level(request: Request) -> Level:
-    """ACCELERATED where torch has a fused kernel for the request, without an (T, S) mask."""
-    masked = bool(request.features & {"window", "doc_ids"})
+    """ACCELERATED where torch has a flash kernel for the request."""
     # A causal mask of unequal lengths must be given as a tensor, except for a single query.
     unaligned = "cross_length" in request.features and request.sizes.get("T") != 1
-    fused = request.device.type in ("cpu", "cuda") and not request.device.below_ampere
-    return Level.ACCELERATED if fused and not masked and not unaligned else Level.PORTABLE
+    flash = flash_serves(
+        device_type=request.device.type,
+        capability=request.device.capability,
+        dtype=request.dtype,
+        D=request.sizes.get("D", 1),
+        masked=unaligned or bool(request.features & {"window", "doc_ids"}),
+    )
+    return Level.ACCELERATED if flash else Level.PORTABLE
 
 
 @hookimpl

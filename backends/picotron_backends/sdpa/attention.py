@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from picotron_backends.sdpa.flash_rules import expands_kv
 from picotron_core.ops.attention import check_arguments, visible
 
 
@@ -32,9 +33,14 @@ def attention(
     if window is not None or doc_ids is not None or (causal and T not in (1, S)):
         # torch aligns is_causal top-left, so any other alignment is spelt out
         mask = visible(T=T, S=S, causal=causal, window=window, doc_ids=doc_ids, device=q.device)
-    capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else None
     groups = q.shape[1] // k.shape[1]
-    if groups > 1 and expands_kv(q.device.type, capability):
+    if groups > 1 and expands_kv(
+        device_type=q.device.type,
+        capability=torch.cuda.get_device_capability(q.device) if q.is_cuda else None,
+        dtype=str(q.dtype).removeprefix("torch."),
+        D=q.shape[3],
+        masked=mask is not None,
+    ):
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         groups = 1
     return scaled_dot_product_attention(
@@ -46,12 +52,3 @@ def attention(
         scale=scale,
         enable_gqa=groups > 1,
     )
-
-
-def expands_kv(device_type: str, capability: tuple[int, int] | None) -> bool:
-    """Whether K and V must be repeated to H heads before the call.
-
-    Below sm_80 torch has no fused kernel that knows groups: with enable_gqa it takes the one that
-    makes the whole (T, S) matrix, and the user sees only that memory ran out.
-    """
-    return device_type == "cuda" and (capability is None or capability < (8, 0))
