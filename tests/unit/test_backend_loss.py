@@ -135,7 +135,7 @@ def test_backward_twice_gives_the_same():
 
 
 class Allocations(TorchDispatchMode):
-    """The sizes of all that torch's ops return, and the matrix products, in forward and backward."""
+    """The sizes of all that torch's ops return, and the matrix products, both ways."""
 
     def __init__(self):
         super().__init__()
@@ -179,5 +179,6 @@ def test_mem_efficient_computes_no_gradient_that_nobody_asks_for():
 
 def test_chunks_are_small_but_not_too_small():
     assert chunked.chunk_rows(N=4096, E=512, V=4096) == 1024  # the budget of logits
-    assert chunked.chunk_rows(N=8192, E=2048, V=2**17) == 128  # as large as hidden
+    assert chunked.chunk_rows(N=8192, E=2048, V=2**17) == 1024  # half of the weight's gradient
+    assert chunked.chunk_rows(N=512, E=2048, V=2**17) == 256  # but not all tokens
     assert chunked.chunk_rows(N=1, E=1, V=2**23) == 1
