@@ -103,22 +103,31 @@ class TorchComm:
     def send(
         self, tensor: Tensor, *, dst: int, group: Group = None, async_op: bool = False
     ) -> Work:
+        _check_peer(dst)
         return _settle(dist.isend(tensor, dst, group), async_op)
 
     def recv(
         self, tensor: Tensor, *, src: int, group: Group = None, async_op: bool = False
     ) -> Work:
+        _check_peer(src)
         return _settle(dist.irecv(tensor, src, group), async_op)
 
     def barrier(self, *, group: Group = None) -> None:
         dist.barrier(group)
 
 
+def _check_peer(peer: int) -> None:
+    rank, world = dist.get_rank(), dist.get_world_size()
+    if peer == rank or not 0 <= peer < world:  # gloo would wait for it until the timeout
+        raise ValueError(f"rank {rank} of {world} has no peer {peer} to send to or hear from")
+
+
 def _settle(work: Any, async_op: bool) -> Work:
-    """The work itself if it may go on, else wait for it. torch gives none to an outsider."""
+    """The work itself where it may go on, else one that is done: gloo's cannot be waited twice."""
     if work is None:
         raise ValueError("send or recv over a group that this rank is not in")
     if not async_op:
         work.wait()
-    result: Work = work
-    return result
+        return Done()
+    under_way: Work = work
+    return under_way
