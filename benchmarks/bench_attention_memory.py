@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 
@@ -23,6 +22,7 @@ def peak_mib(backend: str, length: int) -> float:
     """Measured in this process, which must be a new one: a peak cannot be forgotten."""
     import torch
 
+    from picotron_core.engine.metrics import peak_memory_bytes
     from picotron_core.registry.plugins import load_registry
 
     kernel = next(
@@ -36,9 +36,9 @@ def peak_mib(backend: str, length: int) -> float:
         kernel(q, k, v, causal=True).sum().backward()
 
     forward_and_backward(64)  # what torch loads and allocates once
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory_bytes(torch.device("cpu"))
     forward_and_backward(length)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (peak_memory_bytes(torch.device("cpu")) - before) / 2**20
 
 
 def measure(backend: str, length: int) -> float:

@@ -63,8 +63,15 @@ def profile(name: str) -> Device:
 
 
 @cache
-def look(kind: str = "auto") -> Device:
-    """The device that is really here. `kind`: auto, cpu or cuda."""
+def look(kind: str = "auto", index: int = 0) -> Device:
+    """The device that is really here; a CUDA device becomes torch's current one.
+
+    Args:
+        kind: auto, cpu or cuda.
+        index: which of this machine's CUDA devices: a process's local rank.
+
+    Raises: ConfigError where there is none such.
+    """
     import torch
 
     if kind not in ("auto", "cpu", "cuda"):
@@ -76,7 +83,13 @@ def look(kind: str = "auto") -> Device:
         )
     if kind == "cpu" or not torch.cuda.is_available():
         return _look_at_cpu()
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    if index >= torch.cuda.device_count():
+        raise ConfigError(
+            f"Local rank {index} has no GPU: torch sees {torch.cuda.device_count()}. Start no more "
+            "processes than GPUs on a machine, or use --run.device cpu."
+        )
+    torch.cuda.set_device(index)  # or every rank would probe and allocate on the first
+    properties = torch.cuda.get_device_properties(index)
     capability = (properties.major, properties.minor)
     return Device(
         type="cuda",

@@ -63,7 +63,8 @@ def train(
     device: Device = "",
 ) -> int:
     """Train a model, by default on the source of Python's standard library."""
-    from picotron_core.cli.train import find_run, run_training
+    from picotron_core.cli.job import find_run
+    from picotron_core.cli.train import run_training
 
     shorthands = [("data.paths", path) for path in data or []]
     shorthands += [("run.name", name)] if name else []
@@ -73,9 +74,9 @@ def train(
         return run_training(_settings(config, overrides, backends=backends))
     if config is not None:
         raise ConfigError(f"--resume takes the run's own config.toml; leave out {config}.")
-    run = find_run(resume, _settings(None, overrides, backends=backends).config.run.dir)
-    settings = _settings(run.config, overrides, backends=backends)
-    return run_training(settings, resume_from=run)
+    found = find_run(resume, _settings(None, overrides, backends=backends).config.run.dir)
+    settings = _settings(found[0].config, overrides, backends=backends)
+    return run_training(settings, resume=found)
 
 
 @app.command()

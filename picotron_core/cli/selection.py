@@ -21,9 +21,9 @@ def open_registry(settings: Settings) -> Registry:
     return load_registry([*settings.config.plugins.enable, *plugins_named(settings.rules)])
 
 
-def find_device(settings: Settings, registry: Registry) -> Device:
-    """The device of this run: a plugin's description, else a real look."""
-    return described_device(registry) or look(settings.config.run.device)
+def find_device(settings: Settings, registry: Registry, local_rank: int = 0) -> Device:
+    """The device of this process: a plugin's description, else a real look."""
+    return described_device(registry) or look(settings.config.run.device, local_rank)
 
 
 def select(

@@ -32,6 +32,7 @@ from picotron_core.data.tokens import (
     write_meta,
 )
 from picotron_core.errors import DataError
+from picotron_core.files import fsync
 
 __all__ = ["Progress", "Tokens", "open_tokens", "prepare", "token_dtype"]
 
@@ -122,14 +123,14 @@ def _build(
         # The files before the rename, the rename before anybody counts on it: a power cut
         # leaves a whole cache or none.
         for name in (*FILES.values(), *TOKENIZER_FILES, META):
-            _fsync(making / name)
-        _fsync(making)
+            fsync(making / name)
+        fsync(making)
         try:
             making.rename(folder)
         except OSError:
             if not folder.exists():  # else a builder that no lock reaches was first: as good
                 raise
-        _fsync(folder.parent)
+        fsync(folder.parent)
     finally:
         shutil.rmtree(making, ignore_errors=True)
 
@@ -225,11 +226,3 @@ def _sweep(cache_dir: Path, key: str) -> None:
                 except BlockingIOError:
                     continue  # its builder lives
             shutil.rmtree(left)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

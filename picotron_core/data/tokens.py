@@ -20,6 +20,7 @@ import numpy.typing as npt
 from picotron_core.data.split import Part
 from picotron_core.data.tokenizer import Tokenizer, open_tokenizer
 from picotron_core.errors import ConfigError, DamagedFileError
+from picotron_core.files import crc32
 
 FORMAT = 1
 META = "meta.json"
@@ -82,7 +83,7 @@ def write_meta(
     """Vouch for the files that lie in `folder`; nothing may be written to them after."""
     files = {}
     for name in (*FILES.values(), *TOKENIZER_FILES):
-        files[name] = {"bytes": (folder / name).stat().st_size, "crc32": _crc32(folder / name)}
+        files[name] = {"bytes": (folder / name).stat().st_size, "crc32": crc32(folder / name)}
     dtype = token_dtype(tokenizer.vocab_size)
     meta = {
         "format": FORMAT,
@@ -146,12 +147,12 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def _check_file(path: Path, size: int, crc32: int) -> None:
+def _check_file(path: Path, size: int, wanted_crc32: int) -> None:
     try:
         found = path.stat().st_size
         if found != size:
             raise _damaged(path, f"has {found} bytes, {size} were written")
-        if _crc32(path) != crc32:
+        if crc32(path) != wanted_crc32:
             raise _damaged(path, "is not what was written (its crc32 differs)")
     except FileNotFoundError:
         raise _damaged(path, "is missing") from None
@@ -164,14 +165,6 @@ def _damaged(path: Path, what: str) -> DamagedFileError:
         f"The token cache is damaged: {path} {what}. Delete the folder {path.parent} and run "
         "again to build it anew."
     )
-
-
-def _crc32(path: Path) -> int:
-    crc = 0
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            crc = zlib.crc32(block, crc)
-    return crc
 
 
 def _canonical(meta: dict[str, Any]) -> bytes:

@@ -42,7 +42,9 @@ def plot_losses(lines: Sequence[dict[str, Any]], path: Path, *, title: str) -> b
     axes.spines[["top", "right"]].set_visible(False)
     if steps or evaluations:
         axes.legend(frameon=False)
-    figure.savefig(path)
+    temporary = path.with_name(f".{path.name}.writing")
+    figure.savefig(temporary, format="png")
+    temporary.replace(path)
     return True
 
 

@@ -7,7 +7,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from picotron_core.config import Config
 from picotron_core.engine.metrics import Record
 from picotron_core.errors import ConfigError, DamagedFileError, RunError
+from picotron_core.files import replace_text
 from picotron_core.hardware import Device
 from picotron_core.registry import Selection
 
@@ -86,9 +88,12 @@ def describe(
 ) -> None:
     """Write down what runs: config.toml, backends.json, environment.json."""
     values = config.model_dump(exclude_none=True)
-    run.config.write_text(tomli_w.dumps(values), encoding="utf-8")
-    _write_json(run.path / "backends.json", [selection_record(s) for s in selections])
-    _write_json(run.path / "environment.json", environment_record(device))
+    backends = [selection_record(selection) for selection in selections]
+    with _or_run_error(run.path):
+        replace_text(run.config, tomli_w.dumps(values))
+        replace_text(run.path / "backends.json", json.dumps(backends, indent=2) + "\n")
+        environment = json.dumps(environment_record(device), indent=2)
+        replace_text(run.path / "environment.json", environment + "\n")
 
 
 def selection_record(selection: Selection) -> dict[str, Any]:
@@ -132,7 +137,7 @@ def as_line(record: Record) -> dict[str, Any]:
 
 
 def append_metrics(run: RunDirectory, record: Record) -> None:
-    with run.metrics.open("a", encoding="utf-8") as file:
+    with _or_run_error(run.metrics), run.metrics.open("a", encoding="utf-8") as file:
         file.write(json.dumps(as_line(record)) + "\n")
 
 
@@ -155,15 +160,16 @@ def read_metrics(run: RunDirectory) -> Iterator[dict[str, Any]]:
 def rewind_metrics(run: RunDirectory, step: int) -> None:
     """Drop what was measured after `step`: resumed from there, those steps are done again."""
     kept = [line for line in read_metrics(run) if line["step"] <= step]
-    _replace(run.metrics, (json.dumps(line) + "\n" for line in kept))
+    with _or_run_error(run.metrics):
+        replace_text(run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
 
-def _write_json(path: Path, value: object) -> None:
-    _replace(path, [json.dumps(value, indent=2) + "\n"])
-
-
-def _replace(path: Path, lines: Iterable[str]) -> None:
-    """Write beside and rename, so that no reader meets half a file."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text("".join(lines), encoding="utf-8")
-    temporary.replace(path)
+@contextmanager
+def _or_run_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"Cannot write {path}: {error.strerror}. Free space, or make it writable, then go on "
+            "with --resume."
+        ) from None

@@ -27,12 +27,16 @@ class TrainState:
     step: int = 0
     tokens: int = 0
 
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.masters.values())).device
+
+    @torch.no_grad()
     def publish(self) -> None:
         """Write the masters into the model's low-precision weights."""
-        parameters = dict(self.model.named_parameters())
-        for name, master in self.masters.items():
-            if parameters[name] is not master:
-                parameters[name].data.copy_(master)
+        parameters: list[Tensor] = [p for p in self.model.parameters() if p.dtype != torch.float32]
+        if parameters:
+            torch._foreach_copy_(parameters, list(self.masters.values()))
 
 
 def new_state(model: Llama, *, dtype: torch.dtype, device: torch.device) -> TrainState:

@@ -36,7 +36,7 @@ def train_step(
 
     Raises: RunError where loss or gradient is not finite; the weights are then untouched.
     """
-    device = next(iter(state.masters.values())).device
+    device = state.device
     totals = torch.zeros(2, dtype=torch.float64, device=device)  # loss sum, valid tokens
     for batch in batches:
         loss = _loss(state, batch, device)
@@ -49,6 +49,8 @@ def train_step(
     norm = torch.nn.utils.get_total_norm(gradients.values()) / tokens
     # The step's one wait for the device: a gradient that is not finite must not reach the weights.
     mean, grad_norm, count = torch.stack([loss_sum / tokens, norm, tokens]).tolist()
+    if not count:
+        raise RunError(f"No target of step {state.step + 1} is valid: all are ignored.")
     if not (math.isfinite(mean) and math.isfinite(grad_norm)):
         raise RunError(
             f"The loss is {mean:g} and the gradient norm {grad_norm:g} at step {state.step + 1}. "
@@ -66,7 +68,7 @@ def train_step(
 @torch.no_grad()
 def evaluate(state: TrainState, batches: Iterable[Batch], comm: Comm) -> float:
     """The mean loss in nats per token over the batches of all ranks."""
-    device = next(iter(state.masters.values())).device
+    device = state.device
     totals = torch.zeros(2, dtype=torch.float64, device=device)
     for batch in batches:
         loss = _loss(state, batch, device)
@@ -81,14 +83,14 @@ def decays(name: str, parameter: Tensor) -> bool:
 
 
 def _loss(state: TrainState, batch: Batch, device: torch.device) -> Tensor:
-    doc_ids = None if batch.doc_ids is None else batch.doc_ids.to(device, non_blocking=True)
-    inputs = batch.inputs.to(device, non_blocking=True)
-    targets = batch.targets.to(device, non_blocking=True)
+    doc_ids = None if batch.doc_ids is None else batch.doc_ids.to(device)
+    inputs = batch.inputs.to(device)
+    targets = batch.targets.to(device)
     return state.model.loss(inputs, targets, doc_ids=doc_ids)
 
 
 def _valid_tokens(batch: Batch, device: torch.device) -> Tensor:
-    return (batch.targets != IGNORE_INDEX).sum().double().to(device, non_blocking=True)
+    return (batch.targets != IGNORE_INDEX).sum().double().to(device)
 
 
 def _gradient(name: str, master: Tensor) -> Tensor:

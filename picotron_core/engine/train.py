@@ -27,8 +27,9 @@ def train(
     world: World,
     flops_per_token: float,
     peak_flops: float | None,
-) -> Iterator[Record]:
-    """Advance `state` to `config.train.steps`, yielding after each step and each evaluation.
+) -> Iterator[tuple[Record, ...]]:
+    """Advance `state` to `config.train.steps`, yielding the records of each step: the step's own,
+    and an evaluation's where one is due.
 
     When it yields, `state` is whole: the caller may save it, or stop asking.
 
@@ -39,7 +40,6 @@ def train(
     Raises: RunError where the loss or the gradient is not finite.
     """
     settings, seq_len = config.train, config.data.seq_len
-    device = next(iter(state.masters.values())).device
     sampler = Sampler(num_windows(tokens.train, seq_len), settings.seed)
     while state.step < settings.steps:
         start = time.perf_counter()
@@ -48,7 +48,7 @@ def train(
         result = train_step(state, batches, ops, lr=lr, train=settings)
         step_s = time.perf_counter() - start
         tokens_per_s = result.tokens / step_s
-        yield StepRecord(
+        record = StepRecord(
             step=state.step,
             tokens=state.tokens,
             loss=result.loss,
@@ -57,11 +57,13 @@ def train(
             tokens_per_s=tokens_per_s,
             mfu=tokens_per_s * flops_per_token / peak_flops if peak_flops else None,
             step_s=step_s,
-            peak_memory_bytes=peak_memory(device),
+            peak_memory_bytes=peak_memory(state.device),
         )
         last = state.step == settings.steps
         if last or (settings.eval_every and state.step % settings.eval_every == 0):
-            yield _evaluation(state, config, tokens, ops, world)
+            yield record, _evaluation(state, config, tokens, ops, world)
+        else:
+            yield (record,)
 
 
 def _batches(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from picotron_core.model.architecture import Architecture
 from picotron_core.model.attention import Attention
+from picotron_core.model.embedding import embed
 from picotron_core.model.kv_cache import KVCache
 from picotron_core.model.mlp import MLP
 from picotron_core.model.norm import RMSNorm
@@ -55,7 +56,7 @@ class Decoder(nn.Module):
     def forward(self, input_ids: Tensor, doc_ids: Tensor | None, cache: KVCache | None) -> Tensor:
         start = 0 if cache is None else cache.length
         cos, sin = self.rope_tables(start, input_ids.shape[1], input_ids.device)
-        x = self.embed_tokens(input_ids)
+        x = embed(input_ids, self.embed_tokens.weight)
         for layer in self.layers:
             x = layer(x, cos, sin, doc_ids, cache)
         hidden: Tensor = self.norm(x)

@@ -32,7 +32,8 @@ class Attention(Protocol):
         can be differentiated is a claim of the backend (feature `lse_backward`).
         A query that sees nothing has output 0 and lse -inf, and sends no gradient anywhere.
 
-    Raises: ValueError for a window below 1 or without `causal`, or doc_ids with T > S.
+    Raises: ValueError for a window below 1 or without `causal`, for doc_ids with T > S or not of
+        shape (B, S), and where K does not divide H.
     Numerics: logits, softmax and sums in float32 or better.
     Source: Vaswani et al. 2017 (arXiv:1706.03762) eq. 1; Ainslie et al. 2023 (arXiv:2305.13245)
         for grouped heads; Dao et al. 2022 (arXiv:2205.14135) section 3.1 for the lse.
@@ -72,16 +73,22 @@ FEATURES = ("causal", "gqa", "window", "doc_ids", "cross_length", "lse", "lse_ba
 
 
 def check_arguments(
-    *, T: int, S: int, causal: bool, window: int | None, doc_ids: Tensor | None
+    q: Tensor, k: Tensor, *, causal: bool, window: int | None, doc_ids: Tensor | None
 ) -> None:
     """Raise the contract's ValueErrors; every backend calls it first."""
+    (B, H, T), (K, S) = q.shape[:3], k.shape[1:3]
+    if H % K:
+        raise ValueError(f"H={H} query heads cannot share K={K} key/value heads evenly")
     if window is not None and (window < 1 or not causal):
         raise ValueError(
             f"window={window} with causal={causal}: a window counts the latest keys, so it needs "
             "window >= 1 and causal=True"
         )
-    if doc_ids is not None and T > S:
-        raise ValueError(f"doc_ids name the keys' documents, but there are T={T} > S={S} queries")
+    if doc_ids is not None and (T > S or doc_ids.shape != (B, S)):
+        raise ValueError(
+            f"doc_ids of shape {tuple(doc_ids.shape)} must name the documents of B={B} rows of "
+            f"S={S} keys, and of T={T} <= S queries"
+        )
 
 
 def visible(

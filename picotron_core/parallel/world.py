@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from picotron_core.errors import ConfigError
+from picotron_core.errors import ConfigError, RunError
 
-VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+POLL_S = 1.0  # how soon a waiting rank hears that another has failed
+FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +24,7 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    timeout_s: float = 600.0
     store: Any = field(default=None, repr=False)
 
     @property
@@ -33,30 +38,85 @@ class World:
             return make()
         if self.is_first:
             self.store.set(key, make())
-        return bytes(self.store.get(key)).decode()
+        return self._wait_for(key)
 
     def gather(self, key: str, value: str) -> list[str]:
         """Every rank's value, in rank order."""
         if self.size == 1:
             return [value]
         self.store.set(f"{key}/{self.rank}", value)
-        return [bytes(self.store.get(f"{key}/{rank}")).decode() for rank in range(self.size)]
+        values = [self._wait_for(f"{key}/{rank}") for rank in range(self.size)]
+        # Rank 0 serves the store: it must not leave, whatever it read, before all have read.
+        if self.store.add(f"{key}/read", 1) == self.size:
+            self.store.set(f"{key}/all", "read")
+        self._wait_for(f"{key}/all")
+        return values
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the ranks that wait for this one that it will not come."""
+        if self.size == 1:
+            return
+        from torch.distributed import DistError
+
+        with suppress(DistError):  # the store may be gone, and with it whoever would listen
+            self.store.set(FAILED, f"rank {self.rank}: {error}")
+        if self.is_first:
+            time.sleep(2 * POLL_S)  # with it goes the store: the others must hear first
+
+    def _wait_for(self, key: str) -> str:
+        from torch.distributed import DistError
+
+        end = time.monotonic() + self.timeout_s
+        while True:
+            try:
+                self.store.wait([key], timedelta(seconds=POLL_S))
+                return bytes(self.store.get(key)).decode()
+            except DistError:  # not there yet, or the store is gone
+                self._raise_if_failed()
+            if time.monotonic() > end:
+                raise RunError(
+                    f"Rank {self.rank} waited {self.timeout_s:g} s for {key!r} of another rank. "
+                    "See that rank's output; a slow start may need a longer --run.timeout_s."
+                )
+
+    def _raise_if_failed(self) -> None:
+        from torch.distributed import DistError
+
+        try:
+            failed = self.store.check([FAILED])
+        except DistError:
+            raise RunError(f"Rank {self.rank} lost the first rank: see its output.") from None
+        if failed:
+            reason = bytes(self.store.get(FAILED)).decode()
+            raise RunError(f"Rank {self.rank} stops, for another failed. {reason}")
 
 
 def join(*, timeout_s: float) -> World:
-    """Meet the other processes; a lone process where torchrun's variables are not set."""
+    """Meet the other processes; a lone process where torchrun's variables are not set.
+
+    Raises: ConfigError where they are set in part; RunError where the others cannot be met.
+    """
     values = {name: os.environ.get(name) for name in VARIABLES}
     if values["WORLD_SIZE"] in (None, "1"):
-        return World()
+        return World(timeout_s=timeout_s)
+    missing = [name for name, value in values.items() if not value]
     try:
-        rank, size, local_rank = (int(values[name] or "") for name in VARIABLES)
+        rank, size, local_rank = (int(values[name] or "") for name in VARIABLES[:3])
     except ValueError:
+        missing = missing or ["a number in each"]
+    if missing:
         raise ConfigError(
-            f"WORLD_SIZE is set, but of {values} not all are numbers. Start the run with torchrun, "
-            "or unset WORLD_SIZE for a single process."
-        ) from None
+            f"WORLD_SIZE is {values['WORLD_SIZE']}, but the environment lacks "
+            f"{', '.join(missing)}. Start with torchrun, or unset WORLD_SIZE for one process."
+        )
 
+    from torch.distributed import DistError
     from torch.distributed.rendezvous import rendezvous
 
-    store, _, _ = next(rendezvous("env://", rank, size, timeout=timedelta(seconds=timeout_s)))
-    return World(rank=rank, size=size, local_rank=local_rank, store=store)
+    try:
+        store, _, _ = next(rendezvous("env://", rank, size, timeout=timedelta(seconds=timeout_s)))
+    except (DistError, RuntimeError, OSError) as error:
+        where = f"{values['MASTER_ADDR']}:{values['MASTER_PORT']}"
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RunError(f"Rank {rank} cannot meet the others at {where}: {reason}.") from None
+    return World(rank=rank, size=size, local_rank=local_rank, timeout_s=timeout_s, store=store)

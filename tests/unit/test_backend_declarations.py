@@ -4,8 +4,10 @@ import subprocess
 import sys
 
 import pytest
+import torch.distributed
 
-from picotron_core.hardware import PROFILES
+from picotron_core.errors import BackendError
+from picotron_core.hardware import PROFILES, Device
 from picotron_core.registry import Candidate, Code, Level, Request
 from picotron_core.registry.plugins import BUNDLED, load_registry
 from picotron_core.registry.select import resolve
@@ -93,6 +95,25 @@ def test_mem_efficient_attention_ranks_by_the_kernel_that_would_serve(
     assert level(BACKENDS["attention", "mem_efficient"], asked) is expected
 
 
+@pytest.mark.parametrize(
+    ("device", "dtype", "features", "sizes", "expected"),
+    [
+        ("cpu", "float32", set(), {}, Level.ACCELERATED),
+        ("cpu", "float32", {"cross_length"}, {"T": 1}, Level.ACCELERATED),  # needs no mask
+        ("cpu", "float32", {"cross_length"}, {"T": 4}, Level.PORTABLE),
+        ("cpu", "float32", {"window"}, {}, Level.PORTABLE),
+        ("t4", "float16", set(), {}, Level.PORTABLE),
+        ("a100", "float16", set(), {}, Level.ACCELERATED),
+        ("a100", "float32", set(), {}, Level.PORTABLE),
+        ("a100", "bfloat16", set(), {"D": 320}, Level.PORTABLE),
+        ("a100", "bfloat16", {"doc_ids"}, {}, Level.PORTABLE),
+    ],
+)
+def test_sdpa_is_accelerated_only_where_torch_has_flash(device, dtype, features, sizes, expected):
+    asked = request(device, dtype, TRAINING | features, **sizes)
+    assert level(BACKENDS["attention", "sdpa"], asked) is expected
+
+
 @pytest.mark.parametrize("feature", ["lse", "lse_backward"])
 def test_sdpa_refuses_what_torch_does_not_return(feature):
     (reason,) = BACKENDS["attention", "sdpa"].backend.supports(request("cpu", features={feature}))
@@ -128,3 +149,38 @@ def test_every_other_op_has_a_backend_everywhere(op, device):
 
 def test_every_backend_says_what_it_is():
     assert all(candidate.backend.summary for candidate in BACKENDS.values())
+
+
+@pytest.mark.parametrize(
+    ("op", "device", "winner"),
+    [
+        ("norm", "cpu", "naive-math"),  # torch's own gains nothing there
+        ("norm", "t4", "torch-fused"),
+        ("rope", "cpu", "naive-math"),
+        ("swiglu", "cpu", "mem_efficient"),
+        ("loss", "t4", "mem_efficient"),
+        ("optimizer", "cpu", "torch-fused"),
+        ("optimizer", "gtx1080", "torch-fused"),
+    ],
+)
+def test_who_wins_the_other_ops(op, device, winner):
+    asked = Request(op=op, device=PROFILES[device], dtype="float32")
+    selection = resolve((), [asked], list(BACKENDS.values()))[op]
+    assert selection.chosen is BACKENDS[op, winner]
+
+
+def test_the_fused_optimizer_refuses_a_device_it_has_no_kernel_for():
+    asked = Request(op="optimizer", device=Device(type="xla", name="a TPU"), dtype="float32")
+    (reason,) = BACKENDS["optimizer", "torch-fused"].backend.supports(asked)
+    assert reason.code is Code.DEVICE
+
+
+@pytest.mark.parametrize("key", BACKENDS, ids="-".join)
+def test_every_kernel_loads_here_or_says_what_is_missing(key):
+    backend = BACKENDS[key].backend
+    if backend.name == "nccl" and not torch.distributed.is_nccl_available():
+        with pytest.raises(BackendError, match=r"nccl was asked for, but torch .* without it"):
+            backend.load()
+        return
+    kernel = backend.load()
+    assert callable(kernel.all_reduce if backend.op == "comm" else kernel)

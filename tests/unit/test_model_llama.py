@@ -9,6 +9,7 @@ import torch
 
 from picotron_core import hardware
 from picotron_core.model.architecture import Architecture
+from picotron_core.model.embedding import embed
 from picotron_core.model.init import initial_value, initialise
 from picotron_core.model.kv_cache import empty_cache
 from picotron_core.model.llama import Llama
@@ -232,3 +233,13 @@ def test_generation_asks_for_one_query_against_many_keys():
     assert whole.features == {"causal"}
     assert step.features == {"causal", "cross_length"}
     assert (step.sizes["T"], step.sizes["S"]) == (1, 32)
+
+
+def test_a_frequent_tokens_gradient_is_summed_in_float32():
+    """1000 times the same token with a gradient of 1: a bfloat16 running sum stalls at 256."""
+    weight = torch.zeros(3, 2, dtype=torch.bfloat16, requires_grad=True)
+    out = embed(torch.ones(1, 1000, dtype=torch.int64), weight)
+    assert out.shape == (1, 1000, 2)
+    out.backward(torch.ones_like(out))
+    assert weight.grad is not None
+    assert weight.grad.tolist() == [[0, 0], [1000, 1000], [0, 0]]

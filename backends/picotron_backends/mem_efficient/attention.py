@@ -26,7 +26,7 @@ def attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Differs from the reference in memory alone; its lse can be differentiated."""
     T, S, D = q.shape[2], k.shape[2], q.shape[3]
-    check_arguments(T=T, S=S, causal=causal, window=window, doc_ids=doc_ids)
+    check_arguments(q, k, causal=causal, window=window, doc_ids=doc_ids)
     scale = D**-0.5 if scale is None else scale
     if pinned_serves(
         device_type=q.device.type,
@@ -47,7 +47,8 @@ def _pinned(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> T
     """One kernel or an error: where it cannot run, torch must not take its O(T * S) one instead."""
     # It knows no groups, and reads rows of D values that lie side by side.
     groups = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    q = q if q.stride(-1) == 1 else q.contiguous()
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
     with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
         return scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)

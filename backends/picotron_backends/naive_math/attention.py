@@ -21,7 +21,7 @@ def attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """O(T * S) memory; its lse can be differentiated."""
     (T, D), S = q.shape[2:], k.shape[2]
-    check_arguments(T=T, S=S, causal=causal, window=window, doc_ids=doc_ids)
+    check_arguments(q, k, causal=causal, window=window, doc_ids=doc_ids)
     scale = D**-0.5 if scale is None else scale
     sees = visible(T=T, S=S, causal=causal, window=window, doc_ids=doc_ids, device=q.device)
 

@@ -28,7 +28,7 @@ def attention(
     if return_lse:
         raise ValueError("sdpa cannot return the lse: take attention=mem_efficient or naive-math")
     T, S = q.shape[2], k.shape[2]
-    check_arguments(T=T, S=S, causal=causal, window=window, doc_ids=doc_ids)
+    check_arguments(q, k, causal=causal, window=window, doc_ids=doc_ids)
     mask = None
     if window is not None or doc_ids is not None or (causal and T not in (1, S)):
         # torch aligns is_causal top-left, so any other alignment is spelt out

@@ -18,6 +18,10 @@ def flash_serves(
         return not masked
     if device_type != "cuda" or capability is None or capability < (8, 0):
         return False
+    # The small shared memory of these cards cannot hold the backward of such heads.
+    small = (8, 6) <= capability <= (8, 9) or capability >= (12, 0)
+    if small and 192 < D <= 224:
+        return False
     return dtype in ("float16", "bfloat16") and D <= 256 and not masked
 
 

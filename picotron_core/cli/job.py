@@ -1,0 +1,199 @@
+"""A training job: all that is decided and made before the first step."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from picotron_core.checkpoint.load import find_checkpoint, load
+from picotron_core.cli.console import View
+from picotron_core.cli.model import architecture_of
+from picotron_core.cli.selection import find_device, open_registry, select, training_requests
+from picotron_core.config import Config, Settings
+from picotron_core.data.corpus import open_corpus
+from picotron_core.data.loader import num_windows
+from picotron_core.data.token_cache import prepare
+from picotron_core.data.tokens import Tokens
+from picotron_core.engine import run_directory
+from picotron_core.engine.metrics import matrix_product_rate
+from picotron_core.engine.run_directory import RunDirectory
+from picotron_core.engine.state import TrainState, new_state
+from picotron_core.errors import ConfigError
+from picotron_core.hardware import Device
+from picotron_core.model.architecture import Architecture
+from picotron_core.model.init import initialise
+from picotron_core.model.llama import Llama
+from picotron_core.model.pretrained import load_weights
+from picotron_core.ops import Ops
+from picotron_core.parallel.agreement import agree
+from picotron_core.parallel.world import World
+from picotron_core.precision import choose_precision
+from picotron_core.registry import Selection
+from picotron_core.registry.bind import bind
+from picotron_core.registry.plugins import Registry
+
+log = logging.getLogger("picotron")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A run that is ready to start."""
+
+    config: Config
+    world: World
+    run: RunDirectory
+    registry: Registry
+    device: Device
+    selections: tuple[Selection, ...]
+    ops: Ops
+    tokens: Tokens
+    state: TrainState
+    peak_flops: float
+    flops_per_token: float
+
+
+def prepare_job(
+    settings: Settings, resume: tuple[RunDirectory, Path] | None, world: World, view: View
+) -> Job:
+    """Everything before the first step, cheapest checks first."""
+    config = settings.config
+    registry = open_registry(settings)
+    for plugin in registry.failed():
+        log.warning("plugin %s failed to load: %s", plugin.provider.plugin, plugin.error)
+    device = find_device(settings, registry, world.local_rank)
+    precision = choose_precision(config.train.dtype, device)
+    # A wish that cannot be met must not cost a tokenisation: the vocabulary decides no backend.
+    draft = architecture_of(config, config.data.vocab_size if not config.model.path else 1)
+    asked = training_requests(settings, draft, device, precision.compute, world.size)
+    select(settings, registry, asked)
+
+    run = resume[0] if resume else _new_run(config, world)
+    try:
+        view.introduce(device, precision, world)
+        tokens = _prepare_tokens(config, world, view)
+        architecture = architecture_of(config, tokens.vocab_size)
+        asked = training_requests(settings, architecture, device, precision.compute, world.size)
+        ops, selections = bind(select(settings, registry, asked), registry)
+        dtype = getattr(torch, precision.compute)
+        place = torch.device(f"cuda:{world.local_rank}" if device.type == "cuda" else device.type)
+        state = new_state(_model(config, architecture, ops), dtype=dtype, device=place)
+        if resume:
+            _restore(state, resume[1], tokens)
+        facts = {
+            "dtype": precision.compute,
+            "data": tokens.key,
+            "step": str(state.step),
+            "settings": f"{config.model} {config.train} {config.data.seq_len} "
+            f"{config.data.document_mask}",
+        }
+        agree(world, selections, facts)
+        if world.is_first:
+            if resume:
+                run_directory.rewind_metrics(run, state.step)
+            _write_down(run, config, tokens, selections, device)
+        rate = matrix_product_rate(dtype, place)
+        view.present(tokens, architecture, selections, run, rate)
+        ops.comm.start(
+            store=world.store,
+            rank=world.rank,
+            world_size=world.size,
+            device=place,
+            timeout_s=config.run.timeout_s,
+        )
+    except BaseException:
+        if resume is None and world.is_first:
+            with suppress(OSError):  # not empty: something worth keeping was written
+                run.path.rmdir()
+        raise
+    return Job(
+        config=config,
+        world=world,
+        run=run,
+        registry=registry,
+        device=device,
+        selections=selections,
+        ops=ops,
+        tokens=tokens,
+        state=state,
+        peak_flops=rate * world.size,
+        flops_per_token=architecture.flops_per_token(config.data.seq_len),
+    )
+
+
+def _new_run(config: Config, world: World) -> RunDirectory:
+    path = world.share(
+        "run", lambda: str(run_directory.create(Path(config.run.dir), config.run.name).path)
+    )
+    return RunDirectory(Path(path))
+
+
+def _prepare_tokens(config: Config, world: World, view: View) -> Tokens:
+    data = config.data
+    tokens = prepare(
+        open_corpus(data.paths, text_field=data.text_field, split=data.split),
+        tokenizer=data.tokenizer or config.model.path,
+        vocab_size=data.vocab_size,
+        val_fraction=data.val_fraction,
+        cache_dir=Path(data.cache_dir).expanduser(),
+        progress=view.progress if world.is_first else None,
+    )
+    for ids in (tokens.train, tokens.validation):  # now, not at the first evaluation
+        num_windows(ids, data.seq_len)
+    return tokens
+
+
+def _model(config: Config, architecture: Architecture, ops: Ops) -> Llama:
+    model = Llama(architecture, ops)
+    initialise(model, config.train.seed)
+    if config.model.path and config.model.pretrained:
+        load_weights(model, config.model.path)
+    return model
+
+
+def _restore(state: TrainState, wanted: Path, tokens: Tokens) -> None:
+    folder, manifest = find_checkpoint(wanted)
+    if manifest["data"] != tokens.key:
+        raise ConfigError(
+            f"{wanted} was trained on other data or another tokenizer than the settings give "
+            "now. Restore them, or start a new run."
+        )
+    load(state, folder, manifest)
+    log.info("resumed from %s", folder)
+
+
+def _write_down(
+    run: RunDirectory,
+    config: Config,
+    tokens: Tokens,
+    selections: tuple[Selection, ...],
+    device: Device,
+) -> None:
+    asked = {selection.op: list(selection.asked) for selection in selections}
+    named = config.run.model_copy(update={"name": run.path.name, "dir": str(run.path.parent)})
+    resolved = config.model_copy(update={"backends": asked, "run": named})
+    run_directory.describe(run, resolved, selections, device)
+    tokens.tokenizer.save(run.tokenizer)
+
+
+def find_run(wish: str, runs: str) -> tuple[RunDirectory, Path]:
+    """The run to continue, and the folder to look for its checkpoint in.
+
+    Args:
+        wish: a run's folder, one of its checkpoints, or auto for the newest run in `runs`.
+    """
+    if wish == "auto":
+        configs = Path(runs).glob("*/config.toml")
+        newest = max(configs, key=lambda path: path.stat().st_mtime, default=None)
+        if newest is None:
+            raise ConfigError(f"--resume auto: no run in {runs}/. Start one with picotron train.")
+        return RunDirectory(newest.parent), newest.parent
+    path = wanted = Path(wish)
+    if path.parent.name == "checkpoints":
+        path = path.parent.parent
+    if not (path / "config.toml").is_file():
+        raise ConfigError(f"--resume {wish}: no run there (no config.toml). See the folder runs/.")
+    return RunDirectory(path), wanted
