@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from picotron_core.hardware import look
-from picotron_core.ops import Ops
+from picotron_core.ops import OPS
 from picotron_core.registry import Request
 from picotron_core.registry.bind import bind
 from picotron_core.registry.plugins import load_registry
@@ -19,22 +19,22 @@ from picotron_core.registry.select import resolve
 
 
 @pytest.fixture(scope="module")
-def bound_and_kernel():
+def bound_and_kernels():
     registry = load_registry()
-    request = Request(op="swiglu", device=look("cpu"), dtype="float32")
-    selections = resolve((), [request], registry.candidates)
+    requests = [Request(op=op, device=look("cpu"), dtype="float32") for op in OPS]
+    selections = resolve((), requests, registry.candidates)
     ops, _ = bind(selections, registry)
-    kernel = selections["swiglu"].chosen.backend.load()
-    assert isinstance(ops, Ops)
-    assert ops.swiglu is kernel
-    return ops, kernel
+    kernels = {op: selection.chosen.backend.load() for op, selection in selections.items()}
+    for op, kernel in kernels.items():
+        assert getattr(ops, op) is kernel
+    return ops, kernels
 
 
 @pytest.mark.benchmark(group="one swiglu of 16 numbers")
 @pytest.mark.parametrize("which", ["kernel", "bound"])
-def test_call(benchmark, bound_and_kernel, which):
-    ops, kernel = bound_and_kernel
+def test_call(benchmark, bound_and_kernels, which):
+    ops, kernels = bound_and_kernels
     gate, up = torch.ones(16), torch.ones(16)
     # As the model calls it: the module keeps the callable, so that a step looks nothing up.
-    call = ops.swiglu if which == "bound" else kernel
+    call = ops.swiglu if which == "bound" else kernels["swiglu"]
     benchmark(call, gate, up)

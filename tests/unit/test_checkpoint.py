@@ -80,14 +80,44 @@ def test_any_damage_is_named_and_the_one_before_is_used(tmp_path, name, damage, 
         read_manifest(file.parent)
 
 
-def test_a_manifest_can_name_no_file_elsewhere(tmp_path):
+def test_every_byte_of_the_manifest_counts(tmp_path):
+    """No flip goes unnoticed that changes what it says (one in the spaces between may)."""
     folder = save_at(1, tmp_path)
-    manifest = json.loads((folder / MANIFEST).read_text())
-    (tmp_path / "secret").write_text("x")
-    manifest["files"]["../../secret"] = {"bytes": 1, "crc32": 2363233923}
-    (folder / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(DamagedFileError, match="secret"):
+    path, said = folder / MANIFEST, read_manifest(folder)
+    content = path.read_bytes()
+    for where in range(len(content)):
+        path.write_bytes(content[:where] + bytes([content[where] ^ 1]) + content[where + 1 :])
+        try:
+            assert read_manifest(folder) == said, where
+        except DamagedFileError:
+            continue
+    manifest = json.loads(content)
+    manifest["manifest"]["step"] = 7
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(DamagedFileError, match="its crc32 differs"):
         read_manifest(folder)
+
+
+def test_pruning_spares_what_was_just_written(tmp_path):
+    """Damaged or abandoned later steps must not count as the newest."""
+    for step in (1, 2, 100):
+        save_at(step, tmp_path)
+    (tmp_path / "checkpoints" / "step-00000100" / MANIFEST).write_text("{}")
+    saved = save_at(50, tmp_path, keep=2)
+    left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert left == ["step-00000002", "step-00000050"]
+    assert saved.name == "step-00000050"
+
+
+def test_the_same_step_is_replaced(tmp_path):
+    save_at(3, tmp_path)
+    state = state_at(3)
+    state.masters["weight"].data.fill_(42)
+    save(state, tmp_path / "checkpoints", facts={"data": "key"}, keep=1)
+    found = state_at(0)
+    load(found, *find_checkpoint(tmp_path))
+    assert found.masters["weight"].unique().tolist() == [42]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
 
 
 def test_nothing_to_resume_from(tmp_path):

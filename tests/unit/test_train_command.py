@@ -126,6 +126,33 @@ def test_resumed_losses_are_those_of_the_uninterrupted_run(picotron, tiny, tmp_p
         assert path.read_bytes() == last[path.name], path.name
 
 
+def kinds(run: Path) -> list[tuple[int, bool]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], "val_loss" in line) for line in lines]
+
+
+def test_resume_from_a_named_checkpoint_goes_on_from_there(picotron, tiny, tmp_path):
+    steps = ("--train.steps", "6", "--checkpoint.every", "2", "--checkpoint.keep", "9")
+    steps += ("--train.eval_every", "2")
+    assert picotron("train", *tiny, *steps, "--name", "run")[0] == 0
+    run = tmp_path / "runs" / "run"
+    wanted = metrics(run, "loss"), kinds(run)
+    assert wanted[1][-1] == (6, True)
+    code, out, _ = picotron("train", "--resume", "runs/run/checkpoints/step-00000002")
+    assert code == 0
+    assert "step-00000002" in out
+    assert (metrics(run, "loss"), kinds(run)) == wanted
+
+
+def test_the_picture_holds_the_last_evaluation(picotron, tiny, tmp_path):
+    """The run ends on a checkpoint and an evaluation at once: the picture comes after both."""
+    steps = ("--train.steps", "4", "--checkpoint.every", "4", "--train.eval_every", "4")
+    assert picotron("train", *tiny, *steps, "--name", "run")[0] == 0
+    with Image.open(tmp_path / "runs" / "run" / "loss.png") as picture:
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(100_000)}
+    assert (0xD9, 0x48, 0x01) in colours
+
+
 def test_a_damaged_checkpoint_is_passed_over_by_name(picotron, tiny, tmp_path):
     steps = ("--train.steps", "4", "--checkpoint.every", "2", "--checkpoint.keep", "2")
     assert picotron("train", *tiny, *steps, "--name", "run")[0] == 0

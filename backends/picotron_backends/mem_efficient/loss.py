@@ -25,7 +25,7 @@ def chunk_rows(*, N: int, E: int, V: int) -> int:
 
     Each chunk reads all of W and writes all of dW: fewer rows were up to twice as slow (CPU).
     """
-    return max(1, CHUNK_LOGITS // V, min(N, E) // 2)
+    return min(max(1, CHUNK_LOGITS // V, min(N, E) // 2), max(1, (N + 1) // 2))
 
 
 class ChunkedLoss(torch.autograd.Function):
