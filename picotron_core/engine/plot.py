@@ -28,15 +28,8 @@ def plot_losses(lines: Sequence[dict[str, Any]], path: Path, *, title: str) -> b
         axes.plot(numbers, _smooth(losses), color="#08519c", label="its moving average")
     if evaluations:
         numbers, losses = zip(*evaluations, strict=True)
-        axes.plot(numbers, losses, "o-", color="#d94801", label="validation loss")
-        axes.annotate(
-            f"{losses[-1]:.3f}",
-            (numbers[-1], losses[-1]),
-            textcoords="offset points",
-            xytext=(-4, 8),
-            ha="right",
-            color="#d94801",
-        )
+        label = f"validation loss, last {losses[-1]:.3f}"
+        axes.plot(numbers, losses, "o-", color="#d94801", label=label)
     axes.set(title=title, xlabel="step", ylabel="loss, nats per token")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
