@@ -20,14 +20,18 @@ from picotron_core.errors import ConfigError, did_you_mean
 # Every variable that Picotron reads, and the setting that it overrides.
 ENVIRONMENT = {
     "PICOTRON_BACKENDS": "Backends by op, e.g. `attention=sdpa,mem_efficient;*=auto`, or one name.",
-    "PICOTRON_PLUGINS": "Plugins to enable, separated by commas; `none` enables none.",
+    "PICOTRON_PLUGINS": "Plugins to enable, separated by commas, in place of the file's; `none` "
+    "enables none but those whose backends are named.",
     "PICOTRON_DEVICE": "The device to run on: auto, cpu or cuda (`run.device`).",
     "PICOTRON_CACHE_DIR": "Where tokenised corpora are kept (`data.cache_dir`).",
 }
 
+# Flags of the command line beside the settings.
+SHORTHANDS = ("data", "resume", "name", "backends", "plugin", "device", "help", "debug")
+
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class RopeScaling(Section):
@@ -106,7 +110,9 @@ class Train(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Compute dtype; master weights are always float32."
     )
-    seed: int = Field(0, ge=0, description="Of the initial weights and of the data's order.")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="Of the initial weights and of the data's order."
+    )
     eval_every: int = Field(200, ge=0, description="Steps between evaluations; 0: only at the end.")
     eval_samples: int = Field(
         256, ge=1, description="Validation samples per evaluation, spread evenly over the text."
@@ -242,7 +248,17 @@ def load_settings(
         *parse_backends(env.get("PICOTRON_BACKENDS", ""), "environment"),
         *parse_backends(_checked_table(file_backends, where), "file"),
     )
-    return Settings(config, rules)
+    return Settings(config, tuple(_not_shadowed(rules)))
+
+
+def _not_shadowed(rules: Sequence[Rule]) -> Iterable[Rule]:
+    """Without the rules that a stronger source has overruled: they need not even be possible."""
+    settled: dict[str, set[str]] = {}  # by source, the ops that it speaks of
+    for rule in rules:
+        stronger = set().union(*(ops for s, ops in settled.items() if s != rule.source), set())
+        if "*" not in stronger and (rule.op not in stronger or not rule.op):
+            yield rule
+        settled.setdefault(rule.source, set()).add(rule.op)
 
 
 def _checked_table(table: Any, where: str) -> str | dict[str, str | list[str]]:
@@ -314,6 +330,17 @@ def _nearest_key(key: str) -> str:
     return did_you_mean(key, [*sections, *(name for name, _ in fields())])
 
 
+def _nearest_flag(key: str) -> str:
+    section = key.split(".")[0]
+    if section == "backends":
+        return "Backends are chosen with --backends 'op=name;op=name'."
+    if key in Config.model_fields:
+        keys = [name for name, _ in fields() if name.startswith(f"{key}.")]
+        return f"{key!r} is a section: {', '.join(keys)}."
+    near = did_you_mean(key, SHORTHANDS)
+    return near if near.startswith("Did") else _nearest_key(key)
+
+
 def fields() -> Iterable[tuple[str, FieldInfo]]:
     """Every setting: ("train.steps", its field), in the order of the sections."""
     for section, field in Config.model_fields.items():
@@ -334,8 +361,8 @@ def _override(config: Config, pairs: Iterable[tuple[str, str]], source: str) -> 
     lists: dict[str, list[str]] = {}
     for key, text in pairs:
         field = known.get(key)
-        if field is None or key == "model.rope_scaling":
-            raise ConfigError(f"Unknown setting {key!r} ({source}). {_nearest_key(key)}")
+        if field is None or key in ("model.rope_scaling", "backends"):
+            raise ConfigError(f"Unknown setting {key!r} ({source}). {_nearest_flag(key)}")
         if get_origin(field.annotation) is list:
             lists.setdefault(key, []).extend(filter(None, [text]))
             value: Any = lists[key]

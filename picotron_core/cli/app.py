@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # the panels of rich cost --help a third of its time
@@ -22,7 +23,7 @@ app = typer.Typer(
     epilog="Start with: picotron train",
 )
 # Settings (--train.steps 200) are no options of typer's: `_settings` reads them from the rest.
-WITH_SETTINGS = {"ignore_unknown_options": True}
+WITH_SETTINGS = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
 SETTINGS_HELP = "Every setting is a flag: --train.steps 200. `picotron config` lists them all."
 
 Rest = Annotated[
@@ -55,8 +56,8 @@ def train(
         typer.Option(help="Text files, a folder, JSONL, Parquet or a dataset name; repeatable."),
     ] = None,
     resume: Annotated[
-        str, typer.Option(help="Continue a run: its folder, or auto for the newest.")
-    ] = "",
+        str | None, typer.Option(help="Continue a run: its folder, or auto for the newest.")
+    ] = None,
     name: Annotated[str, typer.Option(help="The run's folder name: short for --run.name.")] = "",
     backends: Backends = "",
     plugin: Plugins = None,
@@ -70,7 +71,7 @@ def train(
     shorthands += [("run.name", name)] if name else []
     config, overrides = _split(rest)
     overrides = [*_shorthands(plugin, device), *shorthands, *overrides]
-    if not resume:
+    if resume is None:
         return run_training(_settings(config, overrides, backends=backends))
     if config is not None:
         raise ConfigError(f"--resume takes the run's own config.toml; leave out {config}.")
@@ -89,7 +90,9 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(help="Sample from the k likeliest; 0 means all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest that sum to p.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="The same seed writes the same text.")
+    ] = 0,
     backends: Backends = "",
     plugin: Plugins = None,
     device: Device = "",
@@ -135,13 +138,14 @@ def backends(
 @app.command(context_settings=WITH_SETTINGS)
 def config(
     rest: Rest = None,
+    backends: Backends = "",
     markdown: Annotated[bool, typer.Option("--markdown", help="As docs/configuration.md.")] = False,
 ) -> None:
     """List every setting with its value, default and meaning."""
     from picotron_core.cli.config import list_settings
 
     path, overrides = _split(rest)
-    list_settings(_settings(path, overrides), markdown=markdown)
+    list_settings(_settings(path, overrides, backends=backends), markdown=markdown)
 
 
 def _settings(
@@ -169,6 +173,11 @@ def _split(rest: list[str] | None) -> tuple[Path | None, list[tuple[str, str]]]:
             if given is None:
                 raise ConfigError(f"--{key} needs a value: --{key} VALUE.")
             overrides.append((key, given))
+        elif not word.endswith(".toml"):
+            raise ConfigError(
+                f"{word!r} is no .toml config. For several data files repeat the flag: "
+                "--data FILE --data FILE, or name their folder."
+            )
         elif path is None:
             path = Path(word)
         else:

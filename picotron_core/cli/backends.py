@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from picotron_core.cli.model import architecture_of
 from picotron_core.cli.selection import find_device, open_registry, select, training_requests
+from picotron_core.cli.terminal import open_console
 from picotron_core.config import Settings
 from picotron_core.errors import BackendError
 from picotron_core.hardware import Device, profile
@@ -31,7 +31,7 @@ def list_backends(settings: Settings, *, profile_name: str, as_json: bool) -> in
     architecture = architecture_of(settings.config, settings.config.data.vocab_size)
     wanted = training_requests(settings, architecture, device, precision.compute, world_size=1)
     rows = [row for op in OPS for row in _rows(op, settings, registry, wanted)]
-    errors = [row["error"] for row in rows if "error" in row]
+    errors = list(dict.fromkeys(row["error"] for row in rows if "error" in row))
     answer = {
         "device": str(device),
         "dtype": precision.compute,
@@ -95,9 +95,7 @@ def _plugin_row(record: PluginRecord) -> dict[str, str]:
 
 
 def _print(answer: dict[str, Any], device: Device, reason: str) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=PIPE_WIDTH)
+    console = open_console(width=PIPE_WIDTH)
     console.print(f"Device: {device}. Compute dtype: {answer['dtype']} ({reason}).\n", style="bold")
     table = Table("op", "backend", "level", "provider", "here", box=None, header_style="bold")
     previous = ""

@@ -15,18 +15,21 @@ def list_settings(settings: Settings, *, markdown: bool) -> None:
     if markdown:
         print(as_markdown())
         return
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+    from picotron_core.cli.terminal import open_console
 
     table = Table("setting", "value", "meaning", box=None, header_style="bold")
     for key, field in fields():
         value = _value(settings.config, key)
-        style = "" if value == _default(field) else "bold yellow"
-        table.add_row(key, f"[{style}]{value!r}[/]" if style else repr(value), field.description)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=PIPE_WIDTH)
-    console.print(table)
+        if key != "backends":
+            style = "" if value == _default(field) else "bold yellow"
+            table.add_row(key, Text(repr(value), style=style), field.description)
+    for rule in settings.rules:
+        wish = f"{rule.op or 'every op it has'} = {', '.join(rule.names)}  ({rule.source})"
+        table.add_row("backends", Text(wish, style="bold yellow"), "")
+    open_console(width=PIPE_WIDTH).print(table)
 
 
 def as_markdown() -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from picotron_core import __version__
 from picotron_core.cli.selection import selection_table
+from picotron_core.cli.terminal import open_console
 from picotron_core.config import Config
 from picotron_core.data.tokens import Tokens
 from picotron_core.engine.metrics import EvalRecord, Record, StepRecord
@@ -64,7 +67,7 @@ class View:
             self.bar.remove_task(stage)
         train = self.config.train
         print_ = self.console.print
-        print_(f"data   {tokens.label}")
+        print_(f"data   {escape(tokens.label)}")
         print_(
             f"model  Llama, {architecture.num_parameters / 1e6:.1f} M parameters, "
             f"{architecture.num_hidden_layers} layers of {architecture.hidden_size}"
@@ -74,7 +77,7 @@ class View:
             f"train  {train.steps} steps of {per_step} x {self.config.data.seq_len} tokens a rank"
         )
         print_(f"speed  matrix products at {rate / 1e9:.0f} GFLOP/s (MFU is relative to this)")
-        print_(f"run    {run.path}\n")
+        print_(f"run    {escape(str(run.path))}\n")
         print_(selection_table(selections))
         print_()
 
@@ -113,11 +116,7 @@ def _clock(seconds: float) -> str:
 @contextmanager
 def open_view(config: Config, world: World) -> Iterator[View]:
     """A view while a run lasts; Picotron's log goes to the same console."""
-    console = Console(quiet=not world.is_first, highlight=False)
-    if not console.is_terminal:
-        console = Console(
-            quiet=not world.is_first, highlight=False, width=PIPE_WIDTH, soft_wrap=True
-        )
+    console = open_console(width=PIPE_WIDTH, quiet=not world.is_first)
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -128,7 +127,12 @@ def open_view(config: Config, world: World) -> Iterator[View]:
         disable=not console.is_terminal,
         transient=True,
     )
-    handler = RichHandler(console=console, show_time=False, show_path=False)
+    handler: logging.Handler
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_time=False, show_path=False)
+    else:
+        handler = logging.StreamHandler(sys.stdout if world.is_first else sys.stderr)
+        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     log = logging.getLogger("picotron")
     log.addHandler(handler)
     log.setLevel(logging.INFO)

@@ -62,8 +62,6 @@ def prepare_job(
     """Everything before the first step, cheapest checks first."""
     config = settings.config
     registry = open_registry(settings)
-    for plugin in registry.failed():
-        log.warning("plugin %s failed to load: %s", plugin.provider.plugin, plugin.error)
     device = find_device(settings, registry, world.local_rank)
     precision = choose_precision(config.train.dtype, device)
     # A wish that cannot be met must not cost a tokenisation: the vocabulary decides no backend.
@@ -82,7 +80,12 @@ def prepare_job(
         place = torch.device(f"cuda:{world.local_rank}" if device.type == "cuda" else device.type)
         state = new_state(_model(config, architecture, ops), dtype=dtype, device=place)
         if resume:
-            _restore(state, resume[1], tokens)
+            _restore(state, resume[1], tokens, selections)
+            if state.step >= config.train.steps:
+                raise ConfigError(
+                    f"{run.path} is already at step {state.step} of {config.train.steps}. Give "
+                    f"--train.steps above {state.step} to go on."
+                )
         facts = {
             "dtype": precision.compute,
             "data": tokens.key,
@@ -126,7 +129,8 @@ def prepare_job(
 
 def _new_run(config: Config, world: World) -> RunDirectory:
     path = world.share(
-        "run", lambda: str(run_directory.create(Path(config.run.dir), config.run.name).path)
+        "run",
+        lambda: str(run_directory.create(Path(config.run.dir).expanduser(), config.run.name).path),
     )
     return RunDirectory(Path(path))
 
@@ -154,7 +158,9 @@ def _model(config: Config, architecture: Architecture, ops: Ops) -> Llama:
     return model
 
 
-def _restore(state: TrainState, wanted: Path, tokens: Tokens) -> None:
+def _restore(
+    state: TrainState, wanted: Path, tokens: Tokens, selections: tuple[Selection, ...]
+) -> None:
     folder, manifest = find_checkpoint(wanted)
     if manifest["data"] != tokens.key:
         raise ConfigError(
@@ -163,6 +169,15 @@ def _restore(state: TrainState, wanted: Path, tokens: Tokens) -> None:
         )
     load(state, folder, manifest)
     log.info("resumed from %s", folder)
+    before = {entry["op"]: (entry["backend"], entry["dtype"]) for entry in manifest["backends"]}
+    for selection in selections:
+        now = (selection.chosen.qualified_name, selection.requests[0].dtype)
+        if before.get(selection.op, now) != now:
+            log.warning(
+                "%s was %s in %s until now, is %s in %s from here on: the losses will differ in "
+                "their last digits",
+                *(selection.op, *before[selection.op], *now),
+            )
 
 
 def _write_down(
@@ -172,7 +187,7 @@ def _write_down(
     selections: tuple[Selection, ...],
     device: Device,
 ) -> None:
-    asked = {selection.op: list(selection.asked) for selection in selections}
+    asked = {s.op: list(s.asked) for s in selections if s.source != "auto"}
     named = config.run.model_copy(update={"name": run.path.name, "dir": str(run.path.parent)})
     resolved = config.model_copy(update={"backends": asked, "run": named})
     run_directory.describe(run, resolved, selections, device)
@@ -186,10 +201,11 @@ def find_run(wish: str, runs: str) -> tuple[RunDirectory, Path]:
         wish: a run's folder, one of its checkpoints, or auto for the newest run in `runs`.
     """
     if wish == "auto":
-        configs = Path(runs).glob("*/config.toml")
-        newest = max(configs, key=lambda path: path.stat().st_mtime, default=None)
+        configs = Path(runs).expanduser().glob("*/config.toml")
+        saved = [path for path in configs if any(path.parent.glob("checkpoints/step-*"))]
+        newest = max(saved, key=lambda path: path.stat().st_mtime, default=None)
         if newest is None:
-            raise ConfigError(f"--resume auto: no run in {runs}/. Start one with picotron train.")
+            raise ConfigError(f"--resume auto: no run in {runs}/ has a checkpoint to go on from.")
         return RunDirectory(newest.parent), newest.parent
     path = wanted = Path(wish)
     if path.parent.name == "checkpoints":

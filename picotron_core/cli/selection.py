@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
+from rich.markup import escape
 from rich.table import Table
 
 from picotron_core.config import Settings
-from picotron_core.errors import ConfigError
+from picotron_core.errors import BackendError, ConfigError
 from picotron_core.hardware import Device, look
 from picotron_core.model.architecture import Architecture
 from picotron_core.model.requests import requests
-from picotron_core.registry import Request, Selection
+from picotron_core.registry import Request, Selection, normalise
 from picotron_core.registry.plugins import Registry, described_device, load_registry
 from picotron_core.registry.select import plugins_named, resolve
+
+log = logging.getLogger("picotron")
 
 
 def open_registry(settings: Settings) -> Registry:
     """The registry with the plugins that the settings enable or name."""
-    return load_registry([*settings.config.plugins.enable, *plugins_named(settings.rules)])
+    named = plugins_named(settings.rules)
+    registry = load_registry([*settings.config.plugins.enable, *named])
+    for failed in registry.failed():
+        plugin = failed.provider.plugin
+        if normalise(plugin) in map(normalise, named):
+            raise BackendError(
+                f"A backend of plugin {plugin!r} is asked for, but it failed to load: "
+                f"{failed.error}. Reinstall {failed.provider.distribution}, or choose another."
+            )
+        log.warning("plugin %s failed to load: %s", plugin, failed.error)
+    return registry
 
 
 def find_device(settings: Settings, registry: Registry, local_rank: int = 0) -> Device:
     """The device of this process: a plugin's description, else a real look."""
-    return described_device(registry) or look(settings.config.run.device, local_rank)
+    kind = settings.config.run.device
+    described = described_device(registry) if kind == "auto" else None
+    return described or look(kind, local_rank)
 
 
 def select(
@@ -64,6 +80,9 @@ def selection_table(selections: Sequence[Selection]) -> Table:
             for verdict in selection.refused
         )
         table.add_row(
-            selection.op, selection.chosen.qualified_name, selection.source, "\n".join(refused)
+            selection.op,
+            selection.chosen.qualified_name,
+            selection.source,
+            escape("\n".join(refused)),
         )
     return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from picotron_core.engine import run_directory
 from picotron_core.engine.plot import plot_losses
 from picotron_core.engine.run_directory import RunDirectory, selection_record
 from picotron_core.engine.train import train
+from picotron_core.errors import PicotronError
 from picotron_core.parallel.data import sum_over_ranks
 from picotron_core.parallel.world import join
 from picotron_core.registry.plugins import notify
@@ -51,7 +53,7 @@ def run_training(settings: Settings, *, resume: tuple[RunDirectory, Path] | None
         return INTERRUPTED if stopped else 0
     if stopped:
         print(f"Stopped at step {job.state.step}, saved. Go on with:\n")
-        print(f"  picotron train --resume {job.run.path}")
+        print(f"  picotron train --resume {shlex.quote(str(job.run.path))}")
         return INTERRUPTED
     _farewell(settings, job)
     return 0
@@ -137,23 +139,21 @@ def _farewell(settings: Settings, job: Job) -> None:
     """What the run wrote, and what to do with it."""
     run = job.run
     checkpoint, manifest = find_checkpoint(run.path)
+    quoted = shlex.quote(str(run.path))
     if settings.config.run.sample:
         print(f"\nA sample, continuing {settings.config.run.sample!r}:\n")
-        write_text(
-            settings,
-            run,
-            checkpoint,
-            manifest,
-            prompt=settings.config.run.sample,
-        )
+        try:
+            write_text(settings, run, checkpoint, manifest, prompt=settings.config.run.sample)
+        except PicotronError as error:  # the run itself is done and saved
+            print(f"No sample: {error}")
     if run.plot.exists():
         print(f"\nThe losses as a picture: {run.plot}")
     else:
         print("\nFor a picture of the losses: pip install 'picotron[plot]'")
     print("\nNext:")
     for command in (
-        f"picotron generate {run.path} --prompt 'def main('",
-        f"picotron train --resume {run.path} --train.steps {settings.config.train.steps * 2}",
+        f"picotron generate {quoted} --prompt 'def main('",
+        f"picotron train --resume {quoted} --train.steps {settings.config.train.steps * 2}",
         "picotron train --data YOUR_TEXT_FILES",
         "PICOTRON_BACKENDS=naive-math picotron train",
         "picotron backends",

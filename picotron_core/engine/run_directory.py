@@ -60,7 +60,7 @@ def create(parent: Path, name: str) -> RunDirectory:
     Raises: RunError where it cannot be written.
     """
     name = name or time.strftime("%Y%m%d-%H%M%S")
-    if Path(name).name != name or name == "..":
+    if Path(name).name != name or name == ".." or not name.isprintable():
         raise ConfigError(
             f"run.name = {name!r} must be a plain folder name; run.dir is its parent."
         )

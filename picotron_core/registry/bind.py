@@ -64,7 +64,7 @@ def _load_and_try(
 ) -> tuple[Kernel, Reason | None]:
     try:
         kernel = candidate.backend.load()
-    except Exception as error:  # noqa: BLE001 - whatever loading raises rules this kernel out
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - it rules out this kernel alone
         detail = f"loading it raised {type(error).__name__}: {error}"
         return None, Reason(
             code=Code.IMPORT_FAILED, detail=detail, fix="Reinstall the package it comes from"

@@ -72,6 +72,8 @@ def load_registry(enable: Collection[str] = ()) -> Registry:
     for name in wanted.keys() - {normalise(point.name) for point in installed}:
         raise ConfigError(_not_installed(wanted[name], [point.name for point in installed]))
 
+    named = [point for point in installed if normalise(point.name) in wanted]
+    _refuse_same_plugin_names(named)
     candidates: list[Candidate] = []
     records: list[PluginRecord] = []
     for module in BUNDLED:
@@ -91,8 +93,15 @@ def load_registry(enable: Collection[str] = ()) -> Registry:
 
 def described_device(registry: Registry) -> Device | None:
     """The device as a plugin describes it, or None where no plugin does."""
-    device: Device | None = registry.manager.hook.picotron_device()
-    return device
+    for implementation in registry.manager.hook.picotron_device.get_hookimpls():
+        try:
+            device: object = implementation.function()
+        except Exception:
+            log.warning("picotron_device of %s failed", implementation.plugin_name, exc_info=True)
+            continue
+        if isinstance(device, Device):
+            return device
+    return None
 
 
 def notify(registry: Registry, hook: str, **arguments: Any) -> None:
@@ -167,6 +176,18 @@ def _declared(manager: pluggy.PluginManager, plugin: str, provider: Provider) ->
                 raise ValueError(f"backend name {backend.name!r} is reserved for selection")
             candidates.append(Candidate(backend=backend, provider=provider))
     return candidates
+
+
+def _refuse_same_plugin_names(points: list[EntryPoint]) -> None:
+    seen: dict[str, EntryPoint] = {}
+    for point in points:
+        other = seen.setdefault(normalise(point.name), point)
+        if other is not point:
+            raise BackendError(
+                f"Two distributions call their plugin {point.name!r}: "
+                f"{_provider(other).distribution} and {_provider(point).distribution}. "
+                "Uninstall one of the two."
+            )
 
 
 def _refuse_conflicts(candidates: list[Candidate]) -> None:

@@ -21,53 +21,63 @@ from picotron_core.registry.types import Code, Kernel, Reason, Request
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 
 Tensors = Sequence[Tensor]
-Call = Callable[[Kernel, Tensors], tuple[Tensor, ...]]
+# Outputs whose gradient counts, then outputs that are only looked at.
+Call = Callable[[Kernel, Tensors], tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]
 
 
 def probe(kernel: Kernel, reference: Kernel, request: Request) -> Reason | None:
     """Run `kernel` and `reference` (on float32 copies) on one small case; None if they agree.
 
+    Only batch and lengths are small: the sizes that a kernel may have asked for are the request's.
     A comm backend is not probed: its group is formed once, at `start`, which raises by itself.
     """
     if request.op == "comm" or request.device.simulated:
         return None
-    case = CASES[request.op]
+    inputs, call = CASES[request.op](request)
     dtype = getattr(torch, request.dtype)
-    # An optimizer works in place on float32 state and has no backward.
-    differentiate = request.training and request.op != "optimizer"
-    inputs, call = case(request)
+    low = [tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in inputs]
     try:
-        found = _run(
-            call,
-            kernel,
-            [t.to(dtype) if t.is_floating_point() else t for t in inputs],
-            request.device.type,
-            differentiate,
-        )
+        found = _run(call, kernel, low, request, request.device.type)
+        wanted = _run(call, reference, inputs, request, "cpu")
+        return _compare(found, wanted, dtype)
     except Exception as error:  # noqa: BLE001 - whatever a kernel raises here rules it out
         return _failed(f"raised {type(error).__name__}: {_first_line(error)}")
-    wanted = _run(call, reference, inputs, "cpu", differentiate)
+
+
+def _run(
+    call: Call, kernel: Kernel, inputs: Tensors, request: Request, device: str
+) -> list[Tensor | None]:
+    """Outputs, then the gradients of the floating inputs under fixed upstream gradients."""
+    # An optimizer works in place on float32 state, and has no backward.
+    in_place = request.op == "optimizer"
+    placed = [tensor.detach().to(device, copy=True) for tensor in inputs]
+    wanted = [t.requires_grad_() for t in placed if t.is_floating_point() and not in_place]
+    outputs, looked_at = call(kernel, placed)
+    gradients: Sequence[Tensor | None] = ()
+    if request.training and not in_place:
+        upstream = [_values(*output.shape, seed=99).to(output) for output in outputs]
+        gradients = torch.autograd.grad(outputs, wanted, upstream, allow_unused=True)
+    for before, after in zip(inputs, placed, strict=True):
+        if not in_place and not torch.equal(before, after.detach().to(before.device)):
+            raise ValueError("it changed its inputs")
+    return [*(output.detach() for output in (*outputs, *looked_at)), *gradients]
+
+
+def _compare(
+    found: Sequence[Tensor | None], wanted: Sequence[Tensor | None], dtype: torch.dtype
+) -> Reason | None:
     for number, (got, want) in enumerate(zip(found, wanted, strict=True)):
+        assert want is not None
         if got is None or got.shape != want.shape:
             return _failed(f"result {number} has the wrong shape, or an input got no gradient")
+        # The contracts know two exceptions: the lse (three dims) and the loss (none) are float32.
+        expected = torch.float32 if want.ndim in (0, 3) and got.dtype == torch.float32 else dtype
+        if got.dtype != expected:
+            return _failed(f"result {number} is {got.dtype} for inputs of {dtype}")
         distance = torch.linalg.vector_norm(got.float().cpu() - want)
         if not distance <= TOLERANCE[dtype] * torch.linalg.vector_norm(want) + 1e-6:  # also if NaN
             return _failed(f"result {number} is not the reference's (error {distance:.2g})")
     return None
-
-
-def _run(
-    call: Call, kernel: Kernel, inputs: Tensors, device: str, differentiate: bool
-) -> list[Tensor]:
-    """Outputs, then the gradients of the floating inputs under fixed upstream gradients."""
-    placed = [tensor.detach().clone().to(device) for tensor in inputs]
-    wanted = [t.requires_grad_() for t in placed if t.is_floating_point() and differentiate]
-    outputs = call(kernel, placed)
-    if not differentiate:
-        return [output.detach() for output in outputs]
-    upstream = [_values(*output.shape, seed=99).to(output) for output in outputs]
-    gradients = torch.autograd.grad(outputs, wanted, upstream, allow_unused=True)
-    return [*(output.detach() for output in outputs), *gradients]
 
 
 def _values(*shape: int, seed: int) -> Tensor:
@@ -89,67 +99,81 @@ def _first_line(error: Exception) -> str:
 
 def _attention(request: Request) -> tuple[Tensors, Call]:
     ratio = max(1, request.sizes.get("H", 1) // request.sizes.get("K", 1))
-    D, S = request.sizes.get("D", 16), 24
-    T = 5 if "cross_length" in request.features else S
+    K = min(2, request.sizes.get("K", 1))
+    B, D, S = 2, request.sizes.get("D", 16), 24
+    T = S
+    if "cross_length" in request.features:
+        T = 1 if request.sizes.get("T") == 1 else 5
     arguments: dict[str, Any] = {"causal": "causal" in request.features}
     if "window" in request.features:
         arguments["window"] = 7
-    documents = [torch.tensor([[0] * 10 + [1] * 14])] if "doc_ids" in request.features else []
-    with_lse = "lse" in request.features
+    documents = torch.tensor([[0] * 10 + [1] * 14, [0] * 3 + [1] * 18 + [2] * 3])
+    with_lse = bool({"lse", "lse_backward"} & request.features)
 
-    def call(kernel: Kernel, tensors: Tensors) -> tuple[Tensor, ...]:
-        q, k, v, *doc_ids = tensors
-        extra = {"doc_ids": doc_ids[0]} if doc_ids else {}
+    def call(kernel: Kernel, tensors: Tensors) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        # Laid out as a model makes them: the heads are views of rows of (B, T, heads * D).
+        q, k, v = (tensor.transpose(1, 2) for tensor in tensors[:3])
+        extra = {"doc_ids": tensors[3]} if "doc_ids" in request.features else {}
         out = kernel(q, k, v, return_lse=with_lse, **arguments, **extra)
-        # An lse that cannot be differentiated is looked at only as a value.
-        if with_lse and "lse_backward" not in request.features:
-            return (out[0],)
-        return tuple(out) if with_lse else (out,)
+        if not with_lse:
+            return (out,), ()
+        return (tuple(out), ()) if "lse_backward" in request.features else (out[:1], out[1:])
 
-    q, k, v = (_values(1, n, rows, D, seed=n + rows) for n, rows in ((ratio, T), (1, S), (1, S)))
-    return [q, k, v + _values(1, 1, S, D, seed=7), *documents], call
+    q = _values(B, T, K * ratio, D, seed=1)
+    k, v = _values(B, S, K, D, seed=2), _values(B, S, K, D, seed=3)
+    return [q, k, v, documents], call
 
 
 def _norm(request: Request) -> tuple[Tensors, Call]:
-    E = request.sizes.get("E", 32)
-    return [_values(5, E, seed=1), _values(E, seed=2)], lambda kernel, x: (kernel(*x, eps=1e-5),)
+    E = request.sizes.get("E", 64)
+
+    def call(kernel: Kernel, tensors: Tensors) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        return (kernel(*tensors, eps=0.1),), ()  # large enough to be missed where it is dropped
+
+    return [_values(2, 4, E, seed=1), _values(E, seed=2)], call
 
 
 def _rope(request: Request) -> tuple[Tensors, Call]:
-    D = request.sizes.get("D", 16)
+    D, K = request.sizes.get("D", 16), min(2, request.sizes.get("K", 1))
     angle = _values(6, D // 2, seed=3)
 
-    def call(kernel: Kernel, tensors: Tensors) -> tuple[Tensor, ...]:
-        q, k = tensors
-        return tuple(kernel(q, k, angle.cos().to(q.device), angle.sin().to(q.device)))
+    def call(kernel: Kernel, tensors: Tensors) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        q, k = (tensor.transpose(1, 2) for tensor in tensors)
+        return tuple(kernel(q, k, angle.cos().to(q.device), angle.sin().to(q.device))), ()
 
-    return [_values(1, 2, 6, D, seed=1), _values(1, 1, 6, D, seed=2)], call
+    return [_values(2, 6, 2 * K, D, seed=1), _values(2, 6, K, D, seed=2)], call
 
 
 def _swiglu(request: Request) -> tuple[Tensors, Call]:
-    return [_values(5, 33, seed=1), _values(5, 33, seed=2)], lambda kernel, x: (kernel(*x),)
+    F = request.sizes.get("F", 64)
+
+    def call(kernel: Kernel, tensors: Tensors) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        return (kernel(*tensors),), ()
+
+    return [_values(2, 4, F, seed=1), _values(2, 4, F, seed=2)], call
 
 
 def _loss(request: Request) -> tuple[Tensors, Call]:
-    targets = torch.tensor([3, IGNORE_INDEX, 0, 36, 3])
+    # A real vocabulary's weight may take gigabytes; 1024 keeps what its size is a multiple of.
+    E, V = request.sizes.get("E", 64), min(1024, request.sizes.get("V", 64))
+    targets = torch.tensor([3, IGNORE_INDEX, 0, V - 1, 3, 1, 1, IGNORE_INDEX])
 
-    def call(kernel: Kernel, tensors: Tensors) -> tuple[Tensor, ...]:
+    def call(kernel: Kernel, tensors: Tensors) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         hidden, weight, labels = tensors
-        return (kernel(hidden, weight, labels, ignore_index=IGNORE_INDEX),)
+        return (kernel(hidden, weight, labels, ignore_index=IGNORE_INDEX),), ()
 
-    E = request.sizes.get("E", 32)
-    return [_values(5, E, seed=1), _values(37, E, seed=2) / E**0.5, targets], call
+    return [_values(8, E, seed=1), _values(V, E, seed=2) / E**0.5, targets], call
 
 
 def _optimizer(request: Request) -> tuple[Tensors, Call]:
-    hyper = AdamW(lr=0.1, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
+    hyper = AdamW(lr=0.1, beta1=0.9, beta2=0.95, eps=1e-2, weight_decay=0.1)
 
-    def call(kernel: Kernel, tensors: Tensors) -> tuple[Tensor, ...]:
+    def call(kernel: Kernel, tensors: Tensors) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         params, grads, *states = ([tensor] for tensor in tensors)
         kernel(params, grads, dict(zip(STATES, states, strict=True)), step=3, hyper=hyper)
-        return tuple(tensors)
+        return (), tuple(tensors)
 
-    param, grad, first, second = (_values(7, 5, seed=seed) for seed in range(4))
+    param, grad, first, second = (_values(7, 64, seed=seed) for seed in range(4))
     return [param, grad, first, second.square()], call
 
 

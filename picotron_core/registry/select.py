@@ -35,7 +35,8 @@ def installed_version(distribution: str) -> str | None:
 def plugins_named(rules: Iterable[Rule]) -> list[str]:
     """The plugins whose backends are asked for by qualified name: naming one enables it."""
     qualified = (name for rule in rules for name in rule.names if "/" in name)
-    return [plugin for plugin in (name.split("/")[0] for name in qualified) if plugin != "picotron"]
+    plugins = (name.split("/")[0] for name in qualified)
+    return [plugin for plugin in plugins if normalise(plugin) != "picotron"]
 
 
 def resolve(
@@ -69,13 +70,18 @@ def resolve(
 def judge(candidate: Candidate, requests: Iterable[Request], installed: Installed) -> Verdict:
     """One backend's answer to all requests of its op."""
     backend = candidate.backend
-    reasons = _missing_requirements(backend.requires, installed)
+    reasons: list[Reason] = []
     level = max(Level)
     try:
+        reasons += _missing_requirements(backend.requires, installed)
         for request in requests:
-            reasons += [reason for reason in backend.supports(request) if reason not in reasons]
+            for reason in backend.supports(request):
+                if not isinstance(reason, Reason):
+                    raise TypeError(f"supports must return Reasons, not {reason!r}")
+                if reason not in reasons:
+                    reasons.append(reason)
             rank = backend.level if isinstance(backend.level, Level) else backend.level(request)
-            level = min(level, rank)
+            level = Level(min(level, rank))
     except Exception as error:  # noqa: BLE001 - a faulty declaration rules out its backend alone
         detail = f"its declaration raised {type(error).__name__}: {error}"
         fix = f"Report it to {candidate.provider.distribution}"
@@ -125,7 +131,8 @@ def _wish(op: str, rules: Sequence[Rule], mine: Sequence[Candidate]) -> tuple[tu
         if op in by_op:
             return by_op[op].names, source
         if "" in by_op:
-            names = tuple(n for n in by_op[""].names if any(_is_called(c, n) for c in mine))
+            bare = by_op[""].names
+            names = tuple(n for n in bare if n == AUTO or any(_is_called(c, n) for c in mine))
             if names:
                 return names, source
         if "*" in by_op:

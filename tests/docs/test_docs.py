@@ -98,6 +98,11 @@ def test_every_example_is_a_valid_config(path):
     assert settings.config.run.name == path.stem.replace("_", "-")
 
 
+def test_no_page_has_a_gap_to_fill():
+    for name, text in {**DOCS, "README.md": README}.items():
+        assert not re.search(r"@[A-Z]+@|TODO|TBD", text), name
+
+
 def test_the_files_and_targets_that_the_readme_names_exist():
     for name in re.findall(r"\]\(([\w/.-]+)\)", README):
         assert (ROOT / name).exists(), name

@@ -33,6 +33,10 @@ def test_a_wrong_command_or_option_is_a_usage_error(picotron):
     assert picotron("generate")[0] == 2
     code, _, err = picotron("train", "--train.steps")
     assert (code, err) == (2, "error: --train.steps needs a value: --train.steps VALUE.\n")
+    code, _, err = picotron("train", "--data", "a.txt", "b.txt")
+    assert code == 2
+    assert "repeat the flag: --data FILE --data FILE" in err
+    assert picotron("train", "-h")[0] == 0
     code, _, err = picotron("train", "a.toml", "b.toml")
     assert (code, err) == (2, "error: Two config files, a.toml and b.toml: give one.\n")
 
@@ -43,6 +47,11 @@ def test_config_shows_what_a_file_sets(picotron, tmp_path):
     assert code == 0
     lines = {line.split()[0]: line.split()[1] for line in out.splitlines() if line.strip()}
     assert (lines["train.steps"], lines["train.lr"], lines["train.clip"]) == ("7", "0.25", "1.0")
+    code, out, _ = picotron("config", "--run.dir", "[/x]", "--backends", "norm=auto;naive-math")
+    assert code == 0
+    assert "'[/x]'" in out
+    assert "norm = auto  (command line)" in out
+    assert "every op it has = naive-math  (command line)" in out
 
 
 def answer(picotron, *arguments):

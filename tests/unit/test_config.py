@@ -118,6 +118,40 @@ def test_a_malformed_wish_is_an_error(text):
         load_settings(env={"PICOTRON_BACKENDS": text})
 
 
+def test_a_rule_that_a_stronger_source_overrules_is_gone(tmp_path):
+    """It may name a plugin that is not here any more."""
+    path = toml(tmp_path, '[backends]\nnorm = "acme/fast"\nloss = "acme/lean"\n"*" = "acme/all"')
+    settings = load_settings(path, backends="norm=auto", env={})
+    assert [(r.op, r.source) for r in settings.rules] == [
+        ("norm", "command line"),
+        ("loss", "file"),
+        ("*", "file"),
+    ]
+    settings = load_settings(path, env={"PICOTRON_BACKENDS": "*=auto"})
+    assert [rule.source for rule in settings.rules] == ["environment"]
+    # A bare name says nothing of the ops that it does not have.
+    assert len(load_settings(path, backends="sdpa", env={}).rules) == 4
+
+
+def test_infinity_is_no_setting():
+    with pytest.raises(ConfigError, match=r"run\.timeout_s"):
+        load_settings(None, [("run.timeout_s", "inf")], env={})
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("model", "'model' is a section: model.path, "),
+        ("resum", "Did you mean 'resume'?"),
+        ("plugins", "'plugins' is a section: plugins.enable"),
+        ("backends.attention", "Backends are chosen with --backends 'op=name;op=name'"),
+    ],
+)
+def test_what_is_no_setting_is_explained(key, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_settings(None, [(key, "x")], env={})
+
+
 def test_rules_come_strongest_source_first(tmp_path):
     path = toml(tmp_path, '[backends]\nloss = "c"')
     settings = load_settings(path, backends="norm=a", env={"PICOTRON_BACKENDS": "rope=b"})

@@ -42,6 +42,14 @@ def with_nan(x, weight, *, eps):
     return rms_norm(x, weight, eps=eps) * torch.nan
 
 
+def without_eps(x, weight, *, eps):
+    return rms_norm(x, weight, eps=1e-9)
+
+
+def always_float64(x, weight, *, eps):
+    return rms_norm(x, weight, eps=eps).double()
+
+
 def raising(x, weight, *, eps):
     raise RuntimeError("no kernel image is available")
 
@@ -71,7 +79,15 @@ def test_the_bound_op_is_the_kernel():
 
 @pytest.mark.parametrize(
     "kernel",
-    [without_eps_and_order, without_weight_gradient, with_nan, raising, only_forward],
+    [
+        without_eps,
+        always_float64,
+        without_eps_and_order,
+        without_weight_gradient,
+        with_nan,
+        raising,
+        only_forward,
+    ],
 )
 def test_auto_passes_over_a_kernel_that_fails_its_trial(kernel, caplog):
     with caplog.at_level(logging.WARNING, "picotron"):
@@ -107,6 +123,105 @@ def test_loading_that_raises_is_a_reason():
     assert selection.refused[-1].reasons[0].code is Code.IMPORT_FAILED
     with pytest.raises(BackendError, match="a_module_that_is_not_there"):
         bind_norm(registry, "norm=broken")
+
+
+def correct(q, k, v, *, causal, doc_ids=None, return_lse=False):
+    """A right kernel; each of those below differs from it in one way."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    T, S = q.shape[2], k.shape[2]
+    sees = torch.ones(T, S, dtype=torch.bool).tril(S - T)[None, None]
+    if doc_ids is not None:
+        sees = sees & (doc_ids[:, None, S - T :, None] == doc_ids[:, None, None, :])
+    logits = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~sees, -torch.inf)
+    out = logits.softmax(-1) @ v
+    return (out, logits.logsumexp(-1)) if return_lse else out
+
+
+def with_groups_in_turn(q, k, v, **arguments):
+    groups = q.shape[1] // k.shape[1]
+    return correct(q, k.repeat(1, groups, 1, 1), v.repeat(1, groups, 1, 1), **arguments)
+
+
+def with_the_first_rows_documents(q, k, v, *, doc_ids=None, **arguments):
+    return correct(q, k, v, doc_ids=None if doc_ids is None else doc_ids[:1], **arguments)
+
+
+def as_if_contiguous(q, k, v, **arguments):
+    return correct(
+        *(t.as_strided(t.shape, torch.empty(t.shape).stride()) for t in (q, k, v)), **arguments
+    )
+
+
+def in_base_two(q, k, v, *, return_lse=False, **arguments):
+    if not return_lse:
+        return correct(q, k, v, **arguments)
+    out, lse = correct(q, k, v, return_lse=True, **arguments)
+    return out, lse / 0.6931471805599453
+
+
+def that_clears_its_input(q, k, v, **arguments):
+    out = correct(q, k, v, **arguments)
+    v.data.zero_()
+    return out
+
+
+def in_float64(q, k, v, **arguments):
+    out = correct(q, k, v, **arguments)
+    return (out[0].double(), out[1]) if isinstance(out, tuple) else out.double()
+
+
+def aligned_top_left(q, k, v, **arguments):
+    if q.shape[2] == 1:  # only what decoding asks for is wrong
+        return v[:, :1, :1].expand(q.shape[0], q.shape[1], 1, -1)
+    return correct(q, k, v, **arguments)
+
+
+def attention_request(*features, **sizes):
+    letters = {"H": 4, "K": 2, "D": 16, "T": 64, "S": 64, **sizes}
+    return Request(
+        op="attention",
+        device=look("cpu"),
+        dtype="float32",
+        features=frozenset(features),
+        sizes=letters,
+    )
+
+
+@pytest.mark.parametrize(
+    ("kernel", "request_"),
+    [
+        (with_groups_in_turn, attention_request("causal", "gqa")),
+        (with_the_first_rows_documents, attention_request("causal", "gqa", "doc_ids")),
+        (as_if_contiguous, attention_request("causal", "gqa")),
+        (in_base_two, attention_request("causal", "lse")),
+        (that_clears_its_input, attention_request("causal")),
+        (in_float64, attention_request("causal")),
+        (aligned_top_left, attention_request("causal", "cross_length", T=1)),
+    ],
+)
+def test_the_trial_sees_a_wrong_attention(kernel, request_):
+    (reference,) = (
+        c.backend.load()
+        for c in load_registry().candidates
+        if (c.backend.op, c.backend.name) == ("attention", "naive-math")
+    )
+    assert probe(correct, reference, request_) is None
+    reason = probe(kernel, reference, request_)
+    assert reason is not None
+    assert reason.code is Code.PROBE_FAILED
+
+
+def test_the_trial_asks_for_the_sizes_of_the_request():
+    """A kernel that its own `supports` limits to multiples of 8 is not tried on another size."""
+
+    def swiglu(gate, up):
+        if gate.shape[-1] % 8:
+            raise ValueError("F must be a multiple of 8")
+        return torch.nn.functional.silu(gate) * up
+
+    request = Request(op="swiglu", device=look("cpu"), dtype="float32", sizes={"F": 40})
+    assert probe(swiglu, lambda g, u: torch.sigmoid(g) * g * u, request) is None
 
 
 def test_an_op_that_was_not_requested_says_so():

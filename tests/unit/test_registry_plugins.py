@@ -150,6 +150,23 @@ def test_an_observer_cannot_break_the_host(installed, caplog):
     assert "the logger is down" in caplog.text
 
 
+def test_two_distributions_of_one_plugin_name_are_an_error(installed, tmp_path):
+    installed("acme", DECLARES.format(op="norm", name="fast"))
+    info = tmp_path / "copy_of_acme-2.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: copy-of-acme\nVersion: 2.0\n")
+    (info / "entry_points.txt").write_text("[picotron]\nAcme = acme_of_this_test\n")
+    with pytest.raises(BackendError, match=r"acme-kernels and copy-of-acme|copy-of-acme and acme"):
+        load_registry(["acme"])
+    assert load_registry().candidates
+
+
+def test_a_device_hook_that_raises_is_passed_over(installed, caplog):
+    installed("bad", OBSERVERS.replace("return Device(", "raise RuntimeError('driver gone') or ("))
+    assert described_device(load_registry(["bad"])) is None
+    assert "driver gone" in caplog.text
+
+
 def test_a_plugin_may_describe_the_device(installed):
     assert described_device(load_registry()) is None
     installed("vendor", OBSERVERS)

@@ -114,6 +114,15 @@ def test_a_bare_name_takes_every_op_that_it_has():
     assert chosen["loss"].source == "auto"
 
 
+def test_a_bare_auto_is_a_wish_too():
+    rules = parse_backends("auto", "command line")
+    rules += parse_backends("naive-math", "environment")
+    selection = resolve(rules, [request()], ALL)["attention"]
+    assert (selection.chosen, selection.source) == (SDPA, "command line")
+    assert choose("warp,auto").chosen is SDPA
+    assert choose("naive-math,auto").runners_up == (SDPA, EFFICIENT)
+
+
 def test_within_a_source_the_ops_own_rule_beats_a_bare_name_beats_the_star():
     both = "attention=mem_efficient;naive-math"
     assert choose(both).chosen is EFFICIENT
@@ -198,3 +207,25 @@ def test_a_declaration_that_raises_rules_out_itself_alone():
 def test_a_qualified_name_names_its_plugin():
     rules = parse_backends("attention=acme/flash,picotron/sdpa;other/x", "command line")
     assert plugins_named(rules) == ["acme", "other"]
+    assert plugins_named(parse_backends("norm=Picotron/naive-math", "command line")) == []
+
+
+@pytest.mark.parametrize("answer", ["needs cuda", ["needs cuda"]])
+def test_a_supports_that_returns_no_reasons_rules_out_itself_alone(answer):
+    backend = Backend(
+        op="attention",
+        name="bad",
+        level=Level.SPECIALIZED,
+        load=kernel_from("os:sep"),
+        supports=lambda _: answer,
+    )
+    selection = choose(candidates=[Candidate(backend=backend, provider=ACME), SDPA])
+    assert selection.chosen is SDPA
+    assert "supports must return Reasons" in selection.refused[0].reasons[0].detail
+
+
+def test_a_malformed_requirement_rules_out_itself_alone():
+    needy = candidate("needy", level=Level.SPECIALIZED, requires=("two words",))
+    selection = choose(candidates=[needy, SDPA])
+    assert selection.chosen is SDPA
+    assert selection.refused[0].reasons[0].code is Code.DECLARATION
