@@ -130,9 +130,10 @@ def backends(
     from picotron_core.cli.backends import list_backends
 
     config, overrides = _split(rest)
-    overrides = [*_shorthands(plugin, ""), *overrides]
+    here = device if device in ("auto", "cuda") else ""
+    overrides = [*_shorthands(plugin, here), *overrides]
     settings = _settings(config, overrides, backends=backends)
-    return list_backends(settings, profile_name=device, as_json=json)
+    return list_backends(settings, profile_name="" if here else device, as_json=json)
 
 
 @app.command(context_settings=WITH_SETTINGS)
