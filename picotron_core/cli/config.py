@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
-from picotron_core.config import ENVIRONMENT, Config, Settings, fields
+from picotron_core.config import ENVIRONMENT, Settings
+from picotron_core.schema import Config, fields
 
 PIPE_WIDTH = 200  # columns where no terminal says how many there are: one line a setting
 

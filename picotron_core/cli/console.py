@@ -16,7 +16,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from picotron_core import __version__
 from picotron_core.cli.selection import selection_table
 from picotron_core.cli.terminal import open_console
-from picotron_core.config import Config
 from picotron_core.data.tokens import Tokens
 from picotron_core.engine.metrics import EvalRecord, Record, StepRecord
 from picotron_core.engine.run_directory import RunDirectory
@@ -25,6 +24,7 @@ from picotron_core.model.architecture import Architecture
 from picotron_core.parallel.world import World
 from picotron_core.precision import Precision
 from picotron_core.registry import Selection
+from picotron_core.schema import Config
 
 PIPE_WIDTH = 120  # columns where no terminal says how many there are
 

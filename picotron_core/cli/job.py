@@ -13,7 +13,7 @@ from picotron_core.checkpoint.load import find_checkpoint, load
 from picotron_core.cli.console import View
 from picotron_core.cli.model import architecture_of
 from picotron_core.cli.selection import find_device, open_registry, select, training_requests
-from picotron_core.config import Config, Settings
+from picotron_core.config import Settings
 from picotron_core.data.corpus import open_corpus
 from picotron_core.data.loader import num_windows
 from picotron_core.data.token_cache import prepare
@@ -35,6 +35,7 @@ from picotron_core.precision import choose_precision
 from picotron_core.registry import Selection
 from picotron_core.registry.bind import bind
 from picotron_core.registry.plugins import Registry
+from picotron_core.schema import Config
 
 log = logging.getLogger("picotron")
 

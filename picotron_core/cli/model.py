@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from picotron_core.config import Config
 from picotron_core.errors import ConfigError
 from picotron_core.model.architecture import Architecture
+from picotron_core.schema import Config
 
 
 def architecture_of(config: Config, vocab_size: int) -> Architecture:

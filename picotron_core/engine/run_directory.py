@@ -17,12 +17,12 @@ from typing import Any
 import tomli_w
 import torch
 
-from picotron_core.config import Config
 from picotron_core.engine.metrics import Record
 from picotron_core.errors import ConfigError, DamagedFileError, RunError
 from picotron_core.files import replace_text
 from picotron_core.hardware import Device
 from picotron_core.registry import Selection
+from picotron_core.schema import Config
 
 DEPENDENCIES = ("torch", "transformers", "tokenizers", "safetensors", "pluggy", "numpy", "picotron")
 

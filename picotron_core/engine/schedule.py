@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from picotron_core.config import Train
+from picotron_core.schema import Train
 
 
 def learning_rate(step: int, train: Train) -> float:

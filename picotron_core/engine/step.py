@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from picotron_core.config import Train
 from picotron_core.data.loader import Batch
 from picotron_core.engine.state import TrainState
 from picotron_core.errors import RunError
@@ -17,6 +16,7 @@ from picotron_core.ops import Comm, Ops
 from picotron_core.ops.loss import IGNORE_INDEX
 from picotron_core.ops.optimizer import AdamW
 from picotron_core.parallel.data import sum_over_ranks
+from picotron_core.schema import Train
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

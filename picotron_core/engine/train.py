@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from picotron_core.config import Config
 from picotron_core.data.loader import Batch, batch, num_windows, validation_batches
 from picotron_core.data.sampler import Sampler
 from picotron_core.data.tokens import Tokens
@@ -16,6 +15,7 @@ from picotron_core.engine.state import TrainState
 from picotron_core.engine.step import evaluate, train_step
 from picotron_core.ops import Ops
 from picotron_core.parallel.world import World
+from picotron_core.schema import Config
 
 
 def train(

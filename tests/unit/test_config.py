@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from picotron_core.config import Rule, fields, load_settings, parse_backends
+from picotron_core.config import Rule, load_settings, parse_backends
 from picotron_core.errors import ConfigError
+from picotron_core.schema import fields
 
 
 def toml(tmp_path: Path, text: str) -> Path:

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from picotron_core.config import Train
 from picotron_core.engine.schedule import learning_rate
+from picotron_core.schema import Train
 
 SCHEDULES = ["cosine", "linear", "wsd"]
 

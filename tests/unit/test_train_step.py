@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from picotron_core.config import Train, parse_backends
+from picotron_core.config import parse_backends
 from picotron_core.data.loader import Batch
 from picotron_core.engine.state import new_state
 from picotron_core.engine.step import decays, evaluate, train_step
@@ -19,6 +19,7 @@ from picotron_core.ops.loss import IGNORE_INDEX
 from picotron_core.registry.bind import bind
 from picotron_core.registry.plugins import load_registry
 from picotron_core.registry.select import resolve
+from picotron_core.schema import Train
 
 CPU = torch.device("cpu")
 

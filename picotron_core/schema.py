@@ -1,0 +1,150 @@
+"""The settings themselves: every section and key, typed, with its default and its meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class RopeScaling(Section):
+    rope_type: Literal["llama3", "linear"] = Field("llama3", description="The kind of scaling.")
+    factor: float = Field(8.0, gt=0, description="How much longer the context becomes.")
+    low_freq_factor: float = Field(1.0, gt=0, description="llama3: where full scaling begins.")
+    high_freq_factor: float = Field(4.0, gt=0, description="llama3: where scaling ends.")
+    original_max_position_embeddings: int = Field(
+        8192, ge=1, description="llama3: the context the frequencies were trained for."
+    )
+
+
+class Model(Section):
+    """The architecture, by the names of transformers' `LlamaConfig`."""
+
+    path: str = Field(
+        "", description="A Hugging Face folder or hub name; its config replaces the fields below."
+    )
+    pretrained: bool = Field(True, description="With `path`: start from its weights as well.")
+    hidden_size: int = Field(256, ge=1, description="Model dim E.")
+    intermediate_size: int = Field(704, ge=1, description="Width of the SwiGLU MLP.")
+    num_hidden_layers: int = Field(6, ge=1, description="Number of layers.")
+    num_attention_heads: int = Field(8, ge=1, description="Query heads H.")
+    num_key_value_heads: int = Field(4, ge=1, description="Key/value heads K; divides H.")
+    head_dim: int = Field(0, ge=0, description="Head dim D; 0 means hidden_size / heads.")
+    max_position_embeddings: int = Field(2048, ge=1, description="The longest context.")
+    rope_theta: float = Field(10000.0, gt=0, description="Base of the rotary frequencies.")
+    rope_scaling: RopeScaling | None = Field(None, description="Rotary scaling, as in Llama 3.")
+    tie_word_embeddings: bool = Field(True, description="The head shares the embedding's weight.")
+    rms_norm_eps: float = Field(1e-5, gt=0, description="Epsilon of every norm.")
+    initializer_range: float = Field(0.02, gt=0, description="Deviation of the initial weights.")
+
+
+class Data(Section):
+    """The text, and how it becomes tokens."""
+
+    paths: list[str] = Field(
+        default_factory=list,
+        description="Text files, folders, .jsonl, .parquet, or a Hugging Face dataset name; "
+        "nothing means the source of Python's standard library on this machine.",
+    )
+    text_field: str = Field("text", description="The field or column that holds the text.")
+    split: str = Field("train", description="The split of a Hugging Face dataset.")
+    tokenizer: str = Field(
+        "", description="A Hugging Face tokenizer (folder or hub name); nothing means: train one."
+    )
+    vocab_size: int = Field(4096, ge=257, description="Tokens of the tokenizer that is trained.")
+    seq_len: int = Field(256, ge=1, description="Tokens per sample.")
+    val_fraction: float = Field(0.05, gt=0, lt=1, description="Share held out for validation.")
+    document_mask: bool = Field(
+        False, description="A token attends only within its own document (`doc_ids`)."
+    )
+    cache_dir: str = Field("~/.cache/picotron", description="Where tokenised corpora are kept.")
+
+
+class Train(Section):
+    """The optimisation."""
+
+    steps: int = Field(1000, ge=1, description="Optimizer steps in all.")
+    micro_batch: int = Field(8, ge=1, description="Samples per forward, on each rank.")
+    accumulation: int = Field(1, ge=1, description="Micro-batches per optimizer step.")
+    lr: float = Field(1e-3, gt=0, description="Peak learning rate.")
+    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="Last learning rate over the peak.")
+    schedule: Literal["cosine", "linear", "wsd"] = Field(
+        "cosine", description="Decay after warmup; wsd holds the peak, then decays at the end."
+    )
+    warmup_steps: int = Field(50, ge=0, description="Steps of linear warmup.")
+    decay_fraction: float = Field(
+        0.2, gt=0, le=1, description="wsd: the share of all steps that the last decay takes."
+    )
+    weight_decay: float = Field(0.1, ge=0, description="Decoupled; not on norms and embeddings.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first-moment decay.")
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's second-moment decay.")
+    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
+    clip: float = Field(1.0, ge=0, description="Largest global gradient norm; 0 means no limit.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Compute dtype; master weights are always float32."
+    )
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="Of the initial weights and of the data's order."
+    )
+    eval_every: int = Field(200, ge=0, description="Steps between evaluations; 0: only at the end.")
+    eval_samples: int = Field(
+        256, ge=1, description="Validation samples per evaluation, spread evenly over the text."
+    )
+
+
+class Checkpoint(Section):
+    """What is kept of a run."""
+
+    every: int = Field(500, ge=0, description="Steps between checkpoints; 0: only at the end.")
+    keep: int = Field(2, ge=1, description="How many of the newest checkpoints are kept.")
+
+
+class Run(Section):
+    """Where a run goes and what it prints."""
+
+    dir: str = Field("runs", description="The folder that run folders are made in.")
+    name: str = Field("", description="The run's folder; nothing means one from the date.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="The device to run on.")
+    log_every: int = Field(10, ge=1, description="Steps between printed lines in a pipe.")
+    sample: str = Field("", description="A prompt to continue when training ends.")
+    timeout_s: float = Field(600.0, gt=0, description="Longest wait in a collective, in seconds.")
+
+
+class Plugins(Section):
+    """Third-party plugins: installed is not enabled."""
+
+    enable: list[str] = Field(default_factory=list, description="Names of plugins to load.")
+
+
+class Config(Section):
+    """Everything that decides a run, with the seed."""
+
+    model: Model = Field(default_factory=Model)
+    data: Data = Field(default_factory=Data)
+    train: Train = Field(default_factory=Train)
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint)
+    run: Run = Field(default_factory=Run)
+    plugins: Plugins = Field(default_factory=Plugins)
+    backends: dict[str, str | list[str]] = Field(
+        default_factory=dict,
+        description="Backends by op: a name, names in order of preference, or auto.",
+    )
+
+
+def fields() -> Iterable[tuple[str, FieldInfo]]:
+    """Every setting: ("train.steps", its field), in the order of the sections."""
+    for section, field in Config.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            for name, setting in field.annotation.model_fields.items():
+                yield f"{section}.{name}", setting
+                if setting.annotation == RopeScaling | None:
+                    for inner, scaling in RopeScaling.model_fields.items():
+                        yield f"{section}.{name}.{inner}", scaling
+        else:
+            yield section, field
