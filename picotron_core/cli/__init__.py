@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from typing import Any
@@ -28,6 +29,14 @@ def main() -> None:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
+    except BrokenPipeError:  # whoever read our output has seen enough, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}. --debug shows where it was met.", file=sys.stderr)
+        code = PicotronError.exit_code
     except usage_error as error:
         error.show()
         code = error.exit_code

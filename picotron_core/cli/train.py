@@ -24,7 +24,7 @@ from picotron_core.engine import run_directory
 from picotron_core.engine.plot import plot_losses
 from picotron_core.engine.run_directory import RunDirectory, selection_record
 from picotron_core.engine.train import train
-from picotron_core.errors import PicotronError
+from picotron_core.errors import PicotronError, RunError
 from picotron_core.parallel.data import sum_over_ranks
 from picotron_core.parallel.world import join
 from picotron_core.registry.plugins import notify
@@ -41,12 +41,14 @@ def run_training(settings: Settings, *, resume: tuple[RunDirectory, Path] | None
     world = join(timeout_s=settings.config.run.timeout_s)
     with open_view(settings.config, world) as view:
         try:
-            job = prepare_job(settings, resume, world, view)
+            with _memory_errors_explained(settings):
+                job = prepare_job(settings, resume, world, view)
         except BaseException as error:
             world.fail(error)
             raise
         try:
-            stopped = _loop(job, view)
+            with _memory_errors_explained(settings):
+                stopped = _loop(job, view)
         finally:
             job.ops.comm.stop()
     if not world.is_first:
@@ -104,6 +106,22 @@ def _save(job: Job) -> None:
         plot_losses(lines, job.run.plot, title=job.run.path.name)
     except OSError as error:  # a picture is not worth a run
         log.warning("%s cannot be drawn: %s", job.run.plot, error)
+
+
+@contextmanager
+def _memory_errors_explained(settings: Settings) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        text = str(error)
+        if not isinstance(error, MemoryError) and not any(
+            sign in text for sign in ("out of memory", "can't allocate memory", "not enough memory")
+        ):
+            raise
+        raise RunError(
+            f"Out of memory. Lower --train.micro_batch (now {settings.config.train.micro_batch}; "
+            "raise --train.accumulation to make up for it), --data.seq_len or the model."
+        ) from error
 
 
 @contextmanager

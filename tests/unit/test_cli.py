@@ -41,6 +41,13 @@ def test_a_wrong_command_or_option_is_a_usage_error(picotron):
     assert (code, err) == (2, "error: Two config files, a.toml and b.toml: give one.\n")
 
 
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = f"{sys.executable} -m picotron_core.cli config | head -n 1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert "setting" in result.stdout
+    assert result.stderr == ""
+
+
 def test_config_shows_what_a_file_sets(picotron, tmp_path):
     (tmp_path / "my.toml").write_text("[train]\nsteps = 7\n")
     code, out, _ = picotron("config", "my.toml", "--train.lr", "0.25")

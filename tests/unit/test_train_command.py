@@ -234,6 +234,7 @@ ERRORS = {
     "no config file": (("nowhere.toml",), 2, "No config file nowhere.toml"),
     "no CUDA": (("--run.device", "cuda"), 2, "torch sees no CUDA device"),
     "run.dir is a file": (("--run.dir", "/dev/null/x"), 1, "Cannot make the run directory"),
+    "too large a model": (("--model.intermediate_size", "1000000000000"), 1, "Out of memory. Low"),
     "NaN": (("--train.lr", "1e30"), 1, "Lower train.lr"),
     "no resume": (("--resume", "runs/none"), 2, "no run there"),
     "vocabulary": (("--data.vocab_size", "3"), 2, "data.vocab_size = 3"),
