@@ -5,6 +5,7 @@ Precedence: command line, environment, file, default. This is the only reader of
 
 from __future__ import annotations
 
+import difflib
 import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -192,15 +193,20 @@ def _lower_first(text: str) -> str:
 
 
 def _nearest_key(key: str) -> str:
-    known = {name: name for name, _ in fields()}
+    """The setting that was meant, by its whole name or by its last part alone (`--step 5`)."""
+    names = {name: name for name, _ in fields()}
+    for name in list(names):
+        names.setdefault(name.rsplit(".", 1)[-1], name)
+    if "." not in key:
+        names |= {section: section for section in Config.model_fields}
     last = key.rsplit(".", 1)[-1]
-    for name in known.copy():
-        known.setdefault(name.rsplit(".", 1)[-1], name)
-    same_end = known.get(last)
-    if same_end is not None:
-        return f"Did you mean {same_end!r}?"
-    sections = [*Config.model_fields] if "." not in key else []
-    return did_you_mean(key, [*sections, *(name for name, _ in fields())])
+    if last in names:
+        return f"Did you mean {names[last]!r}?"
+    for word in (key, last):
+        near = difflib.get_close_matches(word, names, n=1)
+        if near:
+            return f"Did you mean {names[near[0]]!r}?"
+    return "`picotron config` lists them all."
 
 
 def _nearest_flag(key: str) -> str:

@@ -89,3 +89,17 @@ def test_torchruns_variables_in_part_are_an_error(run_ranks, tiny, tmp_path):
     for result in run_ranks(command(tiny, tmp_path), world_size=2, env=env):
         assert result.returncode == 2
         assert "the environment lacks MASTER_ADDR. Start with torchrun" in result.stderr
+
+
+def test_the_division_is_by_the_valid_tokens_of_all_ranks(run_ranks):
+    """The ranks' own means, averaged, would weigh 2 tokens of one like 16 of the other."""
+    script = [str(Path(__file__).with_name("uneven_step.py"))]
+    found = []
+    for world_size in (1, 2):
+        for result in run_ranks(script, world_size):
+            assert result.returncode == 0, result.stderr
+            found.append([float(word) for word in result.stdout.split()])
+    alone, *together = found
+    assert alone[2] == 18
+    for numbers in together:
+        assert numbers == pytest.approx(alone, rel=1e-5)

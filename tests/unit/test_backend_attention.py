@@ -1,5 +1,6 @@
 """Every attention backend against the float64 oracle: outputs, lse and all gradients."""
 
+import contextlib
 from importlib import import_module
 
 import pytest
@@ -259,3 +260,30 @@ def test_sdpa_expands_keys_when_it_must(monkeypatch, expands):
     leaves = [tensor.requires_grad_() for tensor in inputs_of((1, 6, 2, 9, 9, 8), torch.float32)]
     compare(sdpa.attention, leaves, {"causal": True}, normal(1, 6, 9, 8, seed=4))
     assert handed == [(6, False) if expands else (2, True)]
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_the_pinned_call_allows_one_kernel_and_gets_whole_heads(monkeypatch, groups):
+    """What reaches torch, where no CUDA device is there to run it: the values by its CPU kernel."""
+    module, handed = import_module(MODULES["mem_efficient"]), []
+
+    @contextlib.contextmanager
+    def pinned(backend):
+        handed.append(backend)
+        yield
+
+    def watched(q, k, v, **arguments):
+        handed.append((k.shape[1], v.shape[1], arguments))
+        assert all(tensor.stride(-1) == 1 for tensor in (q, k, v))
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, **arguments)
+
+    monkeypatch.setattr(module, "sdpa_kernel", pinned)
+    monkeypatch.setattr(module, "scaled_dot_product_attention", watched)
+    q, k, v = (normal(1, heads, 8, 9, seed=heads).mT for heads in (2 * groups, 2, 2))
+    found = module._pinned(q, k, v, causal=True, scale=0.3)
+    assert handed == [
+        module.SDPBackend.EFFICIENT_ATTENTION,
+        (2 * groups, 2 * groups, {"is_causal": True, "scale": 0.3}),
+    ]
+    wanted, _ = oracles.attention(q.double(), k.double(), v.double(), causal=True, scale=0.3)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)

@@ -144,6 +144,9 @@ def test_infinity_is_no_setting():
     [
         ("model", "'model' is a section: model.path, "),
         ("resum", "Did you mean 'resume'?"),
+        ("step", "Did you mean 'train.steps'?"),
+        ("frobnicate", "`picotron config` lists them all."),
+        ("data.micro_batch", "Did you mean 'train.micro_batch'?"),
         ("plugins", "'plugins' is a section: plugins.enable"),
         ("backends.attention", "Backends are chosen with --backends 'op=name;op=name'"),
     ],
