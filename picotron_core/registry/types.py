@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from picotron_core.hardware import Device
 
@@ -76,7 +76,17 @@ class Backend:
     load: returns the kernel; only called once the backend was chosen, so it may import anything.
     supports: reasons why it may not serve a request; empty means it may. Cheap, imports nothing.
     requires: distributions it needs, e.g. ("acme-kernels>=2,<3",): checked without importing them.
+
+    The rest are claims, and the conformance suite holds the backend to each:
+
+    tier: "A" keeps the precision that the contract asks for. "B" may round the contract's float32
+        intermediates (logits, statistics) to the inputs' dtype, and float32 products to TF32.
     deterministic: the same inputs give the same bits.
+    memory: "linear": what a forward and backward take beyond their inputs grows with each size, and
+        with no product of two lengths, such as T * S in attention or N * V in the loss.
+    compiles: works under torch.compile(fullgraph=True) and on fake tensors.
+    launches: patterns (fnmatch) of names in torch's profiler, one of which every call must show, so
+        that a fallback inside the kernel is seen: ("acme::flash_fwd", "acme_flash_kernel*").
     """
 
     op: str
@@ -85,7 +95,11 @@ class Backend:
     load: Callable[[], Kernel]
     supports: Callable[[Request], Sequence[Reason]]
     requires: tuple[str, ...] = ()
+    tier: Literal["A", "B"] = "A"
     deterministic: bool = True
+    memory: Literal["", "linear"] = ""
+    compiles: bool = False
+    launches: tuple[str, ...] = ()
     summary: str = ""  # one line for `picotron backends`
 
 

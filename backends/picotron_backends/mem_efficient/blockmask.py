@@ -27,7 +27,7 @@ class BlockMask:
     def hide(self, logits: Tensor, rows: slice, columns: slice) -> None:
         """In place, -inf where a query must not look: logits (B * K, H / K * rows, columns)."""
         hidden = self._hidden(rows, columns, logits.device)
-        if hidden is not None:
+        if hidden is not None and logits.numel():  # nothing has no shape to be viewed in
             batch, count = hidden.shape[0], rows.stop - rows.start
             by_batch = logits.view(batch, -1, count, columns.stop - columns.start)
             by_batch.masked_fill_(hidden, -torch.inf)

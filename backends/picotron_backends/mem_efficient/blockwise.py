@@ -43,10 +43,11 @@ class Blockwise(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         exact = torch.promote_types(q.dtype, torch.float32)
         keys, values = k.flatten(0, 1), v.flatten(0, 1)
+        groups = q.shape[1] // k.shape[1]
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         lse = torch.empty(q.shape[:3], dtype=exact, device=q.device)
         for rows in _blocks(0, q.shape[2], QUERY_BLOCK):
-            queries = _grouped(q[:, :, rows], keys).to(exact) * scale
+            queries = _grouped(q[:, :, rows], groups).to(exact) * scale
             # Not -inf: in a row that sees nothing, -inf - -inf would be NaN.
             highest = queries.new_full((*queries.shape[:2], 1), torch.finfo(exact).min)
             total = torch.zeros_like(highest)
@@ -72,15 +73,16 @@ class Blockwise(torch.autograd.Function):
         mask: BlockMask = ctx.mask
         exact = lse.dtype
         keys, values = k.flatten(0, 1), v.flatten(0, 1)
+        groups = q.shape[1] // k.shape[1]
         dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         dkeys = torch.zeros(keys.shape, dtype=exact, device=q.device)
         dvalues = torch.zeros_like(dkeys)
         for rows in _blocks(0, q.shape[2], QUERY_BLOCK):
-            queries = _grouped(q[:, :, rows], keys).to(exact) * ctx.scale
-            upstream = _grouped(dout[:, :, rows], keys).to(exact)
-            lse_rows = _grouped(lse[:, :, rows, None], keys).clamp(min=torch.finfo(exact).min)
-            shift = (upstream * _grouped(out[:, :, rows], keys)).sum(-1, keepdim=True)
-            shift -= _grouped(dlse[:, :, rows, None], keys)
+            queries = _grouped(q[:, :, rows], groups).to(exact) * ctx.scale
+            upstream = _grouped(dout[:, :, rows], groups).to(exact)
+            lse_rows = _grouped(lse[:, :, rows, None], groups).clamp(min=torch.finfo(exact).min)
+            shift = (upstream * _grouped(out[:, :, rows], groups)).sum(-1, keepdim=True)
+            shift -= _grouped(dlse[:, :, rows, None], groups)
             dqueries = torch.zeros_like(queries)
             for columns in _blocks(*mask.reach(rows), KEY_BLOCK):
                 seen_keys = keys[:, columns].to(exact)
@@ -100,9 +102,10 @@ def _blocks(start: int, stop: int, size: int) -> Iterator[slice]:
     return (slice(i, min(i + size, stop)) for i in range(start, stop, size))
 
 
-def _grouped(heads: Tensor, keys: Tensor) -> Tensor:
-    """(B, H, rows, n) -> (B * K, H / K * rows, n)."""
-    return heads.reshape(keys.shape[0], -1, heads.shape[-1])
+def _grouped(heads: Tensor, groups: int) -> Tensor:
+    """(B, K * groups, rows, n) -> (B * K, groups * rows, n)."""
+    B, H, rows, n = heads.shape
+    return heads.reshape(B * (H // groups), groups * rows, n)
 
 
 def _ungroup(grouped: Tensor, heads: Tensor) -> None:

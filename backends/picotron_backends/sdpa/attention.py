@@ -33,6 +33,13 @@ def attention(
     if window is not None or doc_ids is not None or (causal and T not in (1, S)):
         # torch aligns is_causal top-left, so any other alignment is spelt out
         mask = visible(T=T, S=S, causal=causal, window=window, doc_ids=doc_ids, device=q.device)
+    if scale is not None and scale <= 0:  # torch's CPU kernel scales its running -inf: NaN
+        q, scale = (-q, -scale) if scale else (q * 0, 1.0)
+    dtype = q.dtype
+    if q.device.type == "cpu" and dtype.itemsize == 2 and torch.is_grad_enabled():
+        # torch's CPU kernel adds up dk and dv in the inputs' dtype, rounding at every block of
+        # queries and at every head of a group: 6e-3 off at T = 4096, where 2e-3 is the rounding.
+        q, k, v = q.float(), k.float(), v.float()
     groups = q.shape[1] // k.shape[1]
     if groups > 1 and expands_kv(
         device_type=q.device.type,
@@ -43,7 +50,7 @@ def attention(
     ):
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         groups = 1
-    return scaled_dot_product_attention(
+    out = scaled_dot_product_attention(
         q,
         k,
         v,
@@ -52,3 +59,4 @@ def attention(
         scale=scale,
         enable_gqa=groups > 1,
     )
+    return out.to(dtype)

@@ -1,0 +1,112 @@
+"""The ops that are functions of tensors: how each kernel is called, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from picotron_conformance.check import WrongKernelError
+from picotron_conformance.golden.attention import attention
+from picotron_conformance.golden.loss import loss
+from picotron_conformance.golden.norm import rms_norm
+from picotron_conformance.golden.rope import rope
+from picotron_conformance.golden.swiglu import swiglu
+from picotron_core.registry.types import Kernel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """How an op's kernel is called with named tensors, and what it answers.
+
+    gradients: by the name of the input, the name of its gradient.
+    always_float32: inputs and outputs that do not take the compute dtype.
+    """
+
+    op: str
+    call: Callable[[Kernel, Mapping[str, Tensor], Mapping[str, Any]], dict[str, Tensor]]
+    golden: Callable[..., dict[str, Tensor]]
+    gradients: Mapping[str, str]
+    always_float32: frozenset[str] = frozenset()
+
+
+def _attention(
+    kernel: Kernel, tensors: Mapping[str, Tensor], options: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    extra = {"doc_ids": tensors["doc_ids"]} if "doc_ids" in tensors else {}
+    answer = kernel(tensors["q"], tensors["k"], tensors["v"], **options, **extra)
+    if options.get("return_lse"):
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            raise WrongKernelError("return_lse=True must return (out, lse)")
+        return {"out": answer[0], "lse": answer[1]}
+    return {"out": answer}
+
+
+def _golden_attention(
+    tensors: Mapping[str, Tensor],
+    upstream: Mapping[str, Tensor],
+    *,
+    return_lse: bool = False,
+    **options: Any,
+) -> dict[str, Tensor]:
+    return attention(tensors, upstream, **options)
+
+
+def _norm(
+    kernel: Kernel, tensors: Mapping[str, Tensor], options: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    return {"y": kernel(tensors["x"], tensors["weight"], **options)}
+
+
+def _rope(
+    kernel: Kernel, tensors: Mapping[str, Tensor], options: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    answer = kernel(tensors["q"], tensors["k"], tensors["cos"], tensors["sin"])
+    if not isinstance(answer, tuple | list) or len(answer) != 2:
+        raise WrongKernelError("rope must return (q, k)")
+    return {"q_out": answer[0], "k_out": answer[1]}
+
+
+def _swiglu(
+    kernel: Kernel, tensors: Mapping[str, Tensor], options: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    return {"y": kernel(tensors["gate"], tensors["up"])}
+
+
+def _loss(
+    kernel: Kernel, tensors: Mapping[str, Tensor], options: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    return {"loss": kernel(tensors["hidden"], tensors["weight"], tensors["targets"], **options)}
+
+
+FORMS = {
+    "attention": Form(
+        op="attention",
+        call=_attention,
+        golden=_golden_attention,
+        gradients={"q": "dq", "k": "dk", "v": "dv"},
+        always_float32=frozenset({"lse"}),
+    ),
+    "norm": Form(
+        op="norm", call=_norm, golden=rms_norm, gradients={"x": "dx", "weight": "dweight"}
+    ),
+    "rope": Form(
+        op="rope",
+        call=_rope,
+        golden=rope,
+        gradients={"q": "dq", "k": "dk"},
+        always_float32=frozenset({"cos", "sin"}),
+    ),
+    "swiglu": Form(
+        op="swiglu", call=_swiglu, golden=swiglu, gradients={"gate": "dgate", "up": "dup"}
+    ),
+    "loss": Form(
+        op="loss",
+        call=_loss,
+        golden=loss,
+        gradients={"hidden": "dhidden", "weight": "dweight"},
+        always_float32=frozenset({"loss"}),
+    ),
+}

@@ -1,0 +1,43 @@
+"""How far from the golden result is too far: one table, in units of the noise scale.
+
+The noise scale of an element is its standard deviation over `DRAWS` runs of Monte-Carlo arithmetic
+(see `rounding`), not less than `ROW_SHARE` of its row's root mean square, for a single element's
+spread is badly known from so few runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DRAWS = 12
+ROW_SHARE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    value: float
+    why: str
+
+
+LIMITS = {
+    "element": Limit(10.0, "worst of right kernels 7.3; a wrong element errs by hundreds"),
+    "row": Limit(
+        6.5, "root mean square over the last dim; 4.2 in right kernels, whose errors share a row"
+    ),
+    "tensor": Limit(
+        1.5, "root mean square of all; 1.0 in right kernels: a little wrong everywhere is seen here"
+    ),
+    "few": Limit(
+        6.0, "added to `tensor`, over the square root of the elements: a scalar has no average"
+    ),
+    "bias": Limit(
+        0.2, "of a roundoff, as a factor on the whole: nearest rounding has none, truncation 0.7"
+    ),
+    "bias_float32": Limit(
+        8.0, "of float32's roundoff: fast exp and rsqrt err alike for all elements"
+    ),
+    "bias_noise": Limit(5.0, "times the spread of that factor over the runs, added to the bias"),
+    "exact_float32": Limit(
+        4.0, "units in the last place of an exact probe in float32; 16 bits must match bitwise"
+    ),
+}

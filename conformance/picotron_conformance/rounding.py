@@ -1,0 +1,106 @@
+"""Where a right kernel may round, and how far that can move its results: Monte-Carlo arithmetic.
+
+A golden computation (`golden/`) is written in float64 and passes every value that a real kernel
+would round through a `Rounding`. `EXACT` changes nothing, and gives the golden result. `Random`
+rounds each such value at random; the spread of the results over some runs is the noise scale by
+which an error is judged. So nobody derives an error bound by hand, and
+cancellation, outliers and ill-conditioned inputs are in it.
+
+Source: Parker, Monte Carlo arithmetic, 1997; Demmel & Nguyen 2013 on sums in any order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Unit roundoff: half the distance from 1 to the next number.
+UNIT = {
+    torch.float64: 2.0**-53,
+    torch.float32: 2.0**-24,
+    torch.float16: 2.0**-11,
+    torch.bfloat16: 2.0**-8,
+}
+TF32 = 2.0**-11
+# exp, log, rsqrt of fast libraries err by about two units in the last place: four roundoffs.
+TRANSCENDENTAL = 4.0
+
+
+class Rounding:
+    """Exact: every mark in a golden computation hands its value through."""
+
+    def stored(self, x: Tensor) -> Tensor:
+        """A value kept or multiplied in the dtype of the inputs."""
+        return x
+
+    def wide(self, x: Tensor, *, units: float = 1.0) -> Tensor:
+        """An intermediate that the contract wants in float32; tier B may keep it as `stored`."""
+        return x
+
+    def float32(self, x: Tensor, *, units: float = 1.0) -> Tensor:
+        """A value in float32 in every tier: statistics, sums, moments."""
+        return x
+
+    def matmul(self, a: Tensor, b: Tensor) -> Tensor:
+        """a @ b, accumulated in float32 in any order."""
+        return a @ b
+
+    def sum(self, x: Tensor, dim: int | tuple[int, ...], *, keepdim: bool = False) -> Tensor:
+        """A sum in float32 in any order."""
+        return x.sum(dim, keepdim=keepdim)
+
+
+EXACT = Rounding()
+
+
+@dataclass(frozen=True, slots=True)
+class Random(Rounding):
+    """Each mark rounded on a grid that is shifted at random.
+
+    Values are rounded after a random factor, not disturbed one by one: what is equal rounds alike,
+    as in a real kernel. With independent errors, constant inputs would accuse right kernels.
+    """
+
+    dtype: torch.dtype  # of the kernel's inputs
+    tier: str
+    generator: torch.Generator
+
+    def stored(self, x: Tensor) -> Tensor:
+        return self._rounded(x, self.dtype)
+
+    def wide(self, x: Tensor, *, units: float = 1.0) -> Tensor:
+        return self.stored(x) if self.tier == "B" else self.float32(x, units=units)
+
+    def float32(self, x: Tensor, *, units: float = 1.0) -> Tensor:
+        rounded = self._rounded(x, torch.float32)
+        return rounded if units == 1.0 else torch.where(x.isfinite(), x + (rounded - x) * units, x)
+
+    def matmul(self, a: Tensor, b: Tensor) -> Tensor:
+        product = a @ b
+        length = a.square() @ b.square()
+        unit = UNIT[torch.float32] * max(1, a.shape[-1]) ** 0.5
+        if self.tier == "B" and self.dtype == torch.float32:
+            return self._summed(product, length, unit) + self._noise(length.sqrt()) * 2 * TF32
+        return self._summed(product, length, unit)
+
+    def sum(self, x: Tensor, dim: int | tuple[int, ...], *, keepdim: bool = False) -> Tensor:
+        total = x.sum(dim, keepdim=keepdim)
+        terms = max(1, x.numel() // max(1, total.numel()))
+        length = x.square().sum(dim, keepdim=keepdim)
+        return self._summed(total, length, UNIT[torch.float32] * terms**0.5)
+
+    def _summed(self, total: Tensor, length: Tensor, unit: float) -> Tensor:
+        """Each of n additions rounds a partial sum; one after the other, these grow up to `total`,
+        and wander as far as the square root of `length`, the sum of the squared terms.
+        """
+        return total + self._noise((total.square() + length).sqrt() * unit)
+
+    def _rounded(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        factor = 2.0 ** -torch.rand((), generator=self.generator, dtype=torch.float64)
+        return (x * factor).to(dtype).double() / factor
+
+    def _noise(self, size: Tensor) -> Tensor:
+        draw = torch.rand(size.shape, generator=self.generator, dtype=torch.float64)
+        return size.nan_to_num(0, 0, 0) * (2 * draw - 1)

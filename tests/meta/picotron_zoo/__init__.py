@@ -1,0 +1,1 @@
+"""Right kernels that compute in other ways: a plugin, declared without torch."""
