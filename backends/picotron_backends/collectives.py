@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 from torch import Tensor
+
+from picotron_core.ops.comm import ReduceOp
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +16,12 @@ class Done:
 
     def wait(self) -> None:
         return None
+
+
+def check_op(op: str) -> None:
+    """Raises: ValueError for a reduction that is not in the contract, such as an average."""
+    if op not in get_args(ReduceOp):
+        raise ValueError(f"comm reduces by {', '.join(get_args(ReduceOp))}, not by {op!r}")
 
 
 def check_shards(whole: Tensor, shard: Tensor, world: int) -> None:

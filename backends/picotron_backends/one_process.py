@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from picotron_backends.collectives import Done, check_shards
+from picotron_backends.collectives import Done, check_op, check_shards
 from picotron_core.ops.comm import Comm, Group, ReduceOp, Work
 
 
@@ -34,6 +34,7 @@ class OneProcess:
     def all_reduce(
         self, tensor: Tensor, *, op: ReduceOp = "sum", group: Group = None, async_op: bool = False
     ) -> Work:
+        check_op(op)
         return Done()
 
     def all_gather_into_tensor(
@@ -50,6 +51,7 @@ class OneProcess:
         group: Group = None,
         async_op: bool = False,
     ) -> Work:
+        check_op(op)
         return _copy(output, tensor)
 
     def broadcast(

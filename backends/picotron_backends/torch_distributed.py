@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
-from picotron_backends.collectives import Done, check_shards
+from picotron_backends.collectives import Done, check_op, check_shards
 from picotron_core.errors import BackendError
 from picotron_core.ops.comm import Comm, Group, ReduceOp, Work
 
@@ -73,6 +73,8 @@ class TorchComm:
     def all_reduce(
         self, tensor: Tensor, *, op: ReduceOp = "sum", group: Group = None, async_op: bool = False
     ) -> Work:
+        check_op(op)
+        _check_contiguous(tensor)
         return dist.all_reduce(tensor, _REDUCE[op], group, async_op) or Done()
 
     @torch.no_grad()
@@ -92,12 +94,14 @@ class TorchComm:
         group: Group = None,
         async_op: bool = False,
     ) -> Work:
+        check_op(op)
         check_shards(tensor, output, dist.get_world_size(group))
         return _reduce_scatter(output, tensor, _REDUCE[op], group, async_op) or Done()
 
     def broadcast(
         self, tensor: Tensor, *, src: int, group: Group = None, async_op: bool = False
     ) -> Work:
+        _check_contiguous(tensor)
         return dist.broadcast(tensor, src, group, async_op) or Done()
 
     def send(
@@ -114,6 +118,11 @@ class TorchComm:
 
     def barrier(self, *, group: Group = None) -> None:
         dist.barrier(group)
+
+
+def _check_contiguous(tensor: Tensor) -> None:
+    if not tensor.is_contiguous():  # gloo would take the memory as if it were, neighbours included
+        raise ValueError(f"a tensor of strides {tensor.stride()}; comm needs it contiguous")
 
 
 def _check_peer(peer: int) -> None:

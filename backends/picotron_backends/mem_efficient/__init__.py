@@ -33,6 +33,8 @@ def picotron_backends() -> Iterable[Backend]:
         load=kernel_from("picotron_backends.mem_efficient.attention:attention"),
         supports=lambda request: (),
         deterministic=False,  # torch's CUDA kernel adds up dq in any order
+        memory="linear",
+        compiles=True,
         summary="O(S) memory: torch's kernel pinned on CUDA, else online softmax in blocks",
     )
     yield Backend(
@@ -41,6 +43,8 @@ def picotron_backends() -> Iterable[Backend]:
         level=Level.PORTABLE,
         load=kernel_from("picotron_backends.mem_efficient.loss:loss"),
         supports=lambda request: (),
+        memory="linear",
+        compiles=True,
         summary="head and cross-entropy in chunks, never an (N, V) tensor",
     )
     yield Backend(
@@ -49,5 +53,7 @@ def picotron_backends() -> Iterable[Backend]:
         level=Level.PORTABLE,
         load=kernel_from("picotron_backends.mem_efficient.swiglu:swiglu"),
         supports=lambda request: (),
+        memory="linear",
+        compiles=True,
         summary="keeps gate and up alone, makes silu(gate) again in the backward",
     )

@@ -25,5 +25,6 @@ def picotron_backends() -> Iterable[Backend]:
             level=Level.REFERENCE,
             load=kernel_from(f"picotron_backends.naive_math.{kernel}"),
             supports=lambda request: (),
+            compiles=True,
             summary="the equations of the contract in plain torch",
         )

@@ -37,6 +37,7 @@ def picotron_backends() -> Iterable[Backend]:
         level=level,
         load=kernel_from("picotron_backends.sdpa.attention:attention"),
         supports=supports,
+        compiles=True,
         deterministic=False,  # the flash kernel adds up dq in any order on CUDA
         summary="torch's scaled_dot_product_attention: flash on a CPU and from sm_80 on",
     )

@@ -27,6 +27,7 @@ def picotron_backends() -> Iterable[Backend]:
         level=norm_level,
         load=kernel_from("picotron_backends.torch_fused.norm:rms_norm"),
         supports=lambda request: (),
+        compiles=True,
         summary="torch's rms_norm",
     )
     yield Backend(
@@ -35,5 +36,6 @@ def picotron_backends() -> Iterable[Backend]:
         level=Level.ACCELERATED,
         load=kernel_from("picotron_backends.torch_fused.optimizer:adamw"),
         supports=optimizer_supports,
+        launches=("aten::_fused_adamw_",),
         summary="torch's AdamW in one pass over all parameters",
     )

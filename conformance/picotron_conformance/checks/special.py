@@ -1,0 +1,168 @@
+"""Calls that are not the plain training step: fewer gradients, none, second ones, and NaN."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from picotron_conformance.calling import Run, forward, judge_run, leaves_of, placed_tensors, run
+from picotron_conformance.check import (
+    Check,
+    Profile,
+    Record,
+    Target,
+    UndecidedError,
+    Verdict,
+    WrongKernelError,
+    hinted,
+)
+from picotron_conformance.claimed import Question, claimed, question
+from picotron_conformance.forms import FORMS
+from picotron_conformance.problem import Case, problem_of
+from picotron_core.hardware import Device
+
+# Second derivatives are judged coarsely: few train with them, but a wrong one must not be given.
+SECOND = 1e-2  # of the norm of the right one
+SMALL = 700  # elements of an output: the oracles walk over queries and tokens
+
+
+def checks(op: str, dtype: str, device: Device, profile: Profile, seed: int) -> Iterator[Check]:
+    questions: dict[str, Question] = {
+        "no-gradient": no_gradient,
+        "inference": inference,
+        "some-gradients": some_gradients,
+        "nan": nan,
+    }
+    if dtype == "float32":
+        questions["second-derivative"] = second_derivative
+    for name, ask in questions.items():
+        yield question(op, name, dtype, "special", ask)
+
+
+def no_gradient(target: Target, record: Record, op: str, dtype: str) -> None:
+    """Under no_grad, and where no input wants a gradient, results want none and are as right."""
+    cases, _ = claimed(target, op, dtype)
+    case, form = cases[0], FORMS[op]
+    for enabled in (False, True):
+        placed = placed_tensors(case, problem_of(case, target.seed), target.device)
+        leaves: Mapping[str, Tensor] = {} if enabled else leaves_of(form, placed)
+        with torch.set_grad_enabled(enabled):
+            outputs = forward(form, target.kernel, case, placed, leaves)
+        for name, value in outputs.items():
+            if value.requires_grad:
+                where = "no input wants one" if enabled else "it was made under no_grad"
+                raise WrongKernelError(f"{name} requires a gradient, although {where}")
+        judge_run(target, case, Run(placed, outputs, {}), record, training=False)
+
+
+def inference(target: Target, record: Record, op: str, dtype: str) -> None:
+    """Under inference_mode, as in generation."""
+    cases, _ = claimed(target, op, dtype)
+    case = cases[0]
+    placed = placed_tensors(case, problem_of(case, target.seed), target.device)
+    with torch.inference_mode():
+        outputs = forward(FORMS[op], target.kernel, case, placed)
+    judge_run(target, case, Run(placed, outputs, {}), record, training=False)
+
+
+def some_gradients(target: Target, record: Record, op: str, dtype: str) -> None:
+    """Each choice of inputs that want a gradient: frozen weights, a first layer, LoRA."""
+    cases, training = claimed(target, op, dtype)
+    if not training:
+        raise UndecidedError(Verdict.UNSUPPORTED, "it claims no training")
+    form = FORMS[op]
+    for count in range(1, len(form.gradients)):
+        for wants in combinations(form.gradients, count):
+            with hinted(f"a backward that gives nothing, or too much, if only {wants} want it"):
+                found = run(target, cases[0], training=True, wants=wants)
+                only = {*cases[0].outputs, *(form.gradients[name] for name in wants)}
+                judge_run(target, cases[0], found, record, training=True, only=only)
+
+
+def nan(target: Target, record: Record, op: str, dtype: str) -> None:
+    """A NaN in an input reaches what depends on it, so that a run that went wrong is seen."""
+    cases, _ = claimed(target, op, dtype, wanted=lambda case: not case.layouts_overlap)
+    case, form = cases[0], FORMS[op]
+    problem = problem_of(case, target.seed)
+    for name in form.gradients:
+        exact = {n: value.clone() for n, value in problem.tensors.items()}
+        where = tuple(0 for _ in exact[name].shape)
+        exact[name][where] = torch.nan
+        placed = placed_tensors(case, problem, target.device)
+        placed[name].tensor[where] = torch.nan
+        # The golden result is all NaN or not by IEEE arithmetic; its masks hide what nobody sees.
+        wanted = form.golden(exact, {}, **case.options)
+        with torch.no_grad():
+            outputs = forward(form, target.kernel, case, placed)
+        for result, shape in case.outputs.items():
+            reached = wanted[result].isnan().reshape(shape)
+            if not outputs[result].cpu().isnan()[reached].all():
+                raise WrongKernelError(
+                    f"a NaN in {name} does not reach {result}, which depends on it",
+                    hint="a maximum or a clamp that drops NaN: a broken run would look well",
+                )
+
+
+def second_derivative(target: Target, record: Record, op: str, dtype: str) -> None:
+    """Differentiating the gradients raises, or is right."""
+    cases, training = claimed(target, op, dtype, wanted=_is_small)
+    if not training:
+        raise UndecidedError(Verdict.UNSUPPORTED, "it claims no training")
+    case, form = cases[0], FORMS[op]
+    problem = problem_of(case, target.seed)
+    placed = placed_tensors(case, problem, target.device)
+
+    def kernel(leaves: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return forward(form, target.kernel, case, placed, leaves)
+
+    def oracle(leaves: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return form.oracle({**problem.tensors, **leaves}, case.options)
+
+    exact = {n: problem.tensors[n].clone().requires_grad_() for n in form.gradients}
+    if op == "rope":  # linear: its gradients do not depend on what is differentiated
+        wanted = {name: torch.zeros_like(leaf) for name, leaf in exact.items()}
+    else:
+        wanted = _second(oracle, exact, problem.upstream)
+    try:
+        found = _second(kernel, leaves_of(form, placed), problem.upstream)
+    except (RuntimeError, NotImplementedError) as refusal:
+        record.notes.append(f"raised {type(refusal).__name__}")
+        return
+    for name, right in wanted.items():
+        error = torch.linalg.vector_norm(found[name].cpu().double() - right)
+        scale = torch.linalg.vector_norm(right)
+        if not error <= SECOND * scale + 1e-6:
+            raise WrongKernelError(
+                f"the second derivative for {name} is off by {float(error / (scale + 1e-30)):.2g}",
+                hint="a backward that treats what it saved as constant: @once_differentiable "
+                "makes that an error",
+            )
+
+
+def _second(
+    function: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
+    leaves: Mapping[str, Tensor],
+    upstream: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """Gradients of the sum of the squares of the first gradients, by input."""
+    outputs = function(leaves)
+    first = torch.autograd.grad(
+        [outputs[name] for name in upstream],
+        list(leaves.values()),
+        [upstream[name].to(outputs[name]) for name in upstream],
+        create_graph=True,
+    )
+    total = sum((gradient.square().sum() for gradient in first), start=torch.zeros(()))
+    second = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(leaf) if grad is None else grad
+        for (name, leaf), grad in zip(leaves.items(), second, strict=True)
+    }
+
+
+def _is_small(case: Case) -> bool:
+    sizes = [torch.Size(shape).numel() for shape in case.outputs.values()]
+    return max(sizes) <= SMALL and min(sizes) > 0 and not case.layouts_overlap

@@ -1,0 +1,175 @@
+"""Nothing is kept between calls, and nothing outside of the results is changed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+from picotron_conformance.calling import (
+    Run,
+    backward,
+    call,
+    forward,
+    judge_run,
+    leaves_of,
+    placed_tensors,
+    placed_upstream,
+    run,
+    same_bits,
+)
+from picotron_conformance.check import Check, Profile, Record, Target, WrongKernelError, hinted
+from picotron_conformance.claimed import Question, claimed, question, two_shapes
+from picotron_conformance.forms import FORMS
+from picotron_conformance.inputs import Placed
+from picotron_conformance.problem import problem_of
+from picotron_conformance.surroundings import changes, poisoned_memory, snapshot
+from picotron_core.hardware import Device
+
+CALLS = 30  # a kernel that is right at first, as while it is tuned or cached, must stay right
+POISONED = 24  # cases; more would show the same memory again
+
+
+def checks(op: str, dtype: str, device: Device, profile: Profile, seed: int) -> Iterator[Check]:
+    questions: dict[str, Question] = {
+        "new-content": new_content,
+        "other-shapes": other_shapes,
+        "kept-results": kept_results,
+        "interleaved": interleaved,
+        "backward-twice": backward_twice,
+        "repeat": repeat,
+        "globals": globals_unchanged,
+        "poison": poison,
+    }
+    for name, ask in questions.items():
+        yield question(op, name, dtype, "state", ask)
+
+
+def new_content(target: Target, record: Record, op: str, dtype: str) -> None:
+    """The same memory holds other numbers in the second call: results follow the numbers."""
+    cases, training = claimed(target, op, dtype, wanted=lambda case: not case.layouts_overlap)
+    case, form = cases[0], FORMS[op]
+    placed: dict[str, Placed] = {}
+    upstream: dict[str, Placed] = {}
+    for seed in (target.seed, target.seed + 1):
+        problem = problem_of(case, seed)
+        now = placed_tensors(case, problem, target.device)
+        back = placed_upstream(case, problem, target.device) if training else {}
+        placed = {n: _refilled(placed.get(n, value), value) for n, value in now.items()}
+        upstream = {n: _refilled(upstream.get(n, value), value) for n, value in back.items()}
+        outputs, gradients = call(form, target.kernel, case, placed, upstream)
+        found = Run(placed, outputs, gradients)
+        with hinted("a result kept by the address of its inputs"):
+            judge_run(target, case, found, record, training=training, seed=seed)
+
+
+def other_shapes(target: Target, record: Record, op: str, dtype: str) -> None:
+    """A call of one shape, of another, and of the first again with other numbers."""
+    cases, training = claimed(target, op, dtype)
+    first, second = two_shapes(cases)
+    for number, case in enumerate((first, second, first, second)):
+        seed = target.seed + number // 2
+        found = run(target, case, training=training, seed=seed)
+        with hinted("a buffer or result kept from a call of another shape"):
+            judge_run(target, case, found, record, training=training, seed=seed)
+
+
+def kept_results(target: Target, record: Record, op: str, dtype: str) -> None:
+    """What the first call returned is not touched by the second."""
+    cases, training = claimed(target, op, dtype)
+    first = run(target, cases[0], training=training)
+    before = _copied(first.results)
+    run(target, cases[0], training=training, seed=target.seed + 1)
+    for name, value in before.items():
+        now = first.results[name]
+        if now is not None and value is not None and not same_bits(now, value):
+            raise WrongKernelError(
+                f"{name} of the first call changed during the second",
+                hint="a result in a buffer that the kernel keeps and uses again",
+            )
+
+
+def interleaved(target: Target, record: Record, op: str, dtype: str) -> None:
+    """Forward A, forward B, backward A, backward B: a pipeline with two micro-batches in flight."""
+    cases, training = claimed(target, op, dtype)
+    case, form = cases[0], FORMS[op]
+    if not training:
+        return
+    flights = []
+    for seed in (target.seed, target.seed + 1):
+        problem = problem_of(case, seed)
+        placed = placed_tensors(case, problem, target.device)
+        leaves = leaves_of(form, placed)
+        outputs = forward(form, target.kernel, case, placed, leaves)
+        flights.append((seed, placed, leaves, outputs, problem))
+    for seed, placed, leaves, outputs, problem in flights:
+        upstream = placed_upstream(case, problem, target.device)
+        gradients = backward(form, case, outputs, leaves, upstream)
+        found = Run(placed, {n: v.detach() for n, v in outputs.items()}, gradients)
+        with hinted("what the backward needs is kept outside of the graph"):
+            judge_run(target, case, found, record, training=True, seed=seed)
+
+
+def backward_twice(target: Target, record: Record, op: str, dtype: str) -> None:
+    """With retain_graph a second backward gives the same gradients."""
+    cases, training = claimed(target, op, dtype)
+    case, form = cases[0], FORMS[op]
+    if not training:
+        return
+    problem = problem_of(case, target.seed)
+    placed = placed_tensors(case, problem, target.device)
+    upstream = placed_upstream(case, problem, target.device)
+    leaves = leaves_of(form, placed)
+    outputs = forward(form, target.kernel, case, placed, leaves)
+    for last in (False, True):
+        gradients = backward(form, case, outputs, leaves, upstream, again=not last)
+        found = Run(placed, {n: v.detach() for n, v in outputs.items()}, gradients)
+        with hinted("a backward that overwrites what was saved, or adds to a buffer it keeps"):
+            judge_run(target, case, found, record, training=True)
+
+
+def repeat(target: Target, record: Record, op: str, dtype: str) -> None:
+    """The same call many times is right each time."""
+    cases, training = claimed(target, op, dtype)
+    for _ in range(CALLS):
+        found = run(target, cases[0], training=training)
+        with hinted("a race, or a kernel that changes after some calls"):
+            judge_run(target, cases[0], found, Record(), training=training)
+
+
+def globals_unchanged(target: Target, record: Record, op: str, dtype: str) -> None:
+    """Random states, flags, threads, and the functions of torch are as before."""
+    cases, training = claimed(target, op, dtype)
+    if target.changes:
+        raise WrongKernelError(f"loading the kernel changed {', '.join(target.changes)}")
+    run(target, cases[0], training=training)  # what is set up once, such as a library's handle
+    before = snapshot()
+    for case in two_shapes(cases):
+        run(target, case, training=training)
+    changed = changes(before, snapshot())
+    if changed:
+        raise WrongKernelError(
+            f"a call changed {', '.join(changed)}", hint="a setting that is not put back"
+        )
+
+
+def poison(target: Target, record: Record, op: str, dtype: str) -> None:
+    """Uninitialised memory holds NaN: nothing may be read from it before it is written."""
+    cases, training = claimed(target, op, dtype)
+    for case in cases[:: max(1, len(cases) // POISONED)]:
+        with poisoned_memory(target.device), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch says of kernels that are not deterministic
+            found = run(target, case, training=training)
+        with hinted("memory that is read, or handed out, before it is written"):
+            judge_run(target, case, found, record, training=training)
+
+
+def _refilled(old: Placed, new: Placed) -> Placed:
+    """The memory of `old` with the numbers of `new`."""
+    old.tensor.copy_(new.tensor)
+    return Placed(old.tensor, old.buffer, old.buffer.clone(), old.tensor._version)
+
+
+def _copied(results: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
+    return {n: None if value is None else value.clone() for n, value in results.items()}
