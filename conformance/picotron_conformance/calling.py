@@ -1,110 +1,20 @@
-"""Cases of the functional ops, and one call of a kernel on a case."""
+"""One call of a kernel on a case: where its tensors lay, and what came out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from picotron_conformance.check import Record, Target, WrongKernelError
 from picotron_conformance.forms import FORMS, Form
-from picotron_conformance.inputs import Placed, as_laid_out, place
-from picotron_conformance.judge import Golden, golden_of, judge
-from picotron_conformance.rounding import Rounding
-from picotron_core.hardware import Device
-from picotron_core.registry.types import Kernel, Request
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """The numbers of one call: float64 tensors (or integers) before they are rounded and placed."""
-
-    tensors: Mapping[str, Tensor]
-    upstream: Mapping[str, Tensor]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Case:
-    """One call to an op: what is asked, how its tensors are made and how they lie in memory.
-
-    draw: makes the tensors, by name, of a generator.
-    outputs: the shape of each result. upstream: those that a gradient comes back to.
-    layouts: by tensor name, "" for all others; upstream_layout is that of the gradients.
-    """
-
-    op: str
-    name: str
-    dtype: str
-    draw: Callable[[Generator], Mapping[str, Tensor]]
-    outputs: Mapping[str, tuple[int, ...]]
-    options: Mapping[str, Any] = field(default_factory=dict)
-    features: frozenset[str] = frozenset()
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    layouts: Mapping[str, str] = field(default_factory=dict)
-    upstream: tuple[str, ...] = ()
-    upstream_layout: str = "contiguous"
-    upstream_scale: float = 1.0
-    upstream_shift: float = 0.0
-
-    def layout(self, name: str) -> str:
-        return self.layouts.get(name, self.layouts.get("", "contiguous"))
-
-    def request(self, device: Device, *, training: bool) -> Request:
-        return Request(
-            op=self.op,
-            device=device,
-            dtype=self.dtype,
-            training=training,
-            features=self.features,
-            sizes=self.sizes,
-        )
-
-
-def problem_of(case: Case, seed: int) -> Problem:
-    """The case's numbers: the same for one seed on every machine, already rounded to its dtype."""
-    generator = torch.Generator().manual_seed(seed)
-    form, dtype = FORMS[case.op], getattr(torch, case.dtype)
-
-    def rounded(name: str, value: Tensor, layout: str) -> Tensor:
-        if not value.is_floating_point():
-            return value
-        kept = torch.float32 if name in form.always_float32 else dtype
-        return as_laid_out(value, layout).to(kept).double()
-
-    tensors = {
-        name: rounded(name, value, case.layout(name))
-        for name, value in case.draw(generator).items()
-    }
-    upstream = {}
-    for name in case.upstream:
-        value = torch.randn(case.outputs[name], generator=generator, dtype=torch.float64)
-        value = value * case.upstream_scale + case.upstream_shift
-        upstream[name] = rounded(name, value, case.upstream_layout)
-    return Problem(tensors=tensors, upstream=upstream)
-
-
-@lru_cache(maxsize=1024)
-def _golden(case: Case, seed: int, tier: str, training: bool) -> dict[str, Golden]:
-    problem = problem_of(case, seed)
-
-    def compute(at: Rounding) -> dict[str, Tensor]:
-        upstream = problem.upstream if training else {}
-        results = FORMS[case.op].golden(problem.tensors, upstream, **case.options, at=at)
-        return {name: value for name, value in results.items() if name in expected}
-
-    expected = results_of(case, training=training)
-    return golden_of(compute, dtype=getattr(torch, case.dtype), tier=tier, seed=seed)
-
-
-def results_of(case: Case, *, training: bool) -> dict[str, torch.dtype]:
-    """The results that a case judges, with the dtype that each must have."""
-    form, dtype = FORMS[case.op], getattr(torch, case.dtype)
-    kept = {n: torch.float32 if n in form.always_float32 else dtype for n in case.outputs}
-    return kept | (dict.fromkeys(form.gradients.values(), dtype) if training else {})
+from picotron_conformance.inputs import Placed, place
+from picotron_conformance.judge import judge
+from picotron_conformance.problem import Case, Problem, golden_results, problem_of, results_of
+from picotron_core.registry.types import Kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,33 +31,17 @@ class Run:
 
 
 def placed_tensors(case: Case, problem: Problem, device: torch.device) -> dict[str, Placed]:
-    form, dtype = FORMS[case.op], getattr(torch, case.dtype)
     return {
-        name: place(
-            value,
-            _dtype_of(value, torch.float32 if name in form.always_float32 else dtype),
-            case.layout(name),
-            device,
-        )
+        name: place(value, case.dtype_of(name, value), case.layout(name), device)
         for name, value in problem.tensors.items()
     }
 
 
 def placed_upstream(case: Case, problem: Problem, device: torch.device) -> dict[str, Placed]:
-    form, dtype = FORMS[case.op], getattr(torch, case.dtype)
     return {
-        name: place(
-            value,
-            torch.float32 if name in form.always_float32 else dtype,
-            case.upstream_layout,
-            device,
-        )
+        name: place(value, case.dtype_of(name, value), case.upstream_layout, device)
         for name, value in problem.upstream.items()
     }
-
-
-def _dtype_of(value: Tensor, floating: torch.dtype) -> torch.dtype:
-    return floating if value.is_floating_point() else value.dtype
 
 
 def run(
@@ -186,43 +80,70 @@ def call(
     wants: Collection[str] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
     """(outputs, gradients) of one call; without upstream gradients under `no_grad`."""
-    tensors = {name: value.tensor for name, value in placed.items()}
     if not upstream:
         with torch.no_grad():
-            return _answer(case, form.call(kernel, tensors, case.options)), {}
+            return forward(form, kernel, case, placed), {}
+    leaves = leaves_of(form, placed, wants)
+    outputs = forward(form, kernel, case, placed, leaves)
+    reached = {name for leaf in leaves for name in form.reaches.get(leaf, case.outputs)}
+    sent = {name: value for name, value in upstream.items() if name in reached}
+    gradients = backward(form, case, outputs, leaves, sent)
+    return {name: value.detach() for name, value in outputs.items()}, gradients
+
+
+def leaves_of(
+    form: Form, placed: Mapping[str, Placed], wants: Collection[str] | None = None
+) -> dict[str, Tensor]:
+    """Leaves over the memory of the inputs that want a gradient; None means all that can."""
     wanted = form.gradients.keys() if wants is None else wants
-    for name in wanted:
-        tensors[name] = tensors[name].detach().requires_grad_()
-    outputs = _answer(case, form.call(kernel, tensors, case.options))
+    return {name: placed[name].tensor.detach().requires_grad_() for name in wanted}
+
+
+def forward(
+    form: Form,
+    kernel: Kernel,
+    case: Case,
+    placed: Mapping[str, Placed],
+    leaves: Mapping[str, Tensor] = MappingProxyType({}),
+) -> dict[str, Tensor]:
+    tensors = {name: leaves.get(name, value.tensor) for name, value in placed.items()}
+    outputs = form.call(kernel, tensors, case.options)
+    for name in case.outputs:
+        if not isinstance(outputs.get(name), Tensor):
+            raise WrongKernelError(f"{name} came back as {type(outputs.get(name)).__name__}")
+    return outputs
+
+
+def backward(
+    form: Form,
+    case: Case,
+    outputs: Mapping[str, Tensor],
+    leaves: Mapping[str, Tensor],
+    upstream: Mapping[str, Placed],
+    *,
+    again: bool = False,
+) -> dict[str, Tensor | None]:
+    """Gradients by name. again: keep the graph for another backward."""
     for name in upstream:
         if not outputs[name].requires_grad:
             raise WrongKernelError(
-                f"{name} has no gradient although {', '.join(wanted)} want one",
+                f"{name} has no gradient although {', '.join(leaves)} want one",
                 hint="a kernel that detaches, or looks at the first input alone",
             )
     found = torch.autograd.grad(
         [outputs[name] for name in upstream],
-        [tensors[name] for name in wanted],
+        list(leaves.values()),
         [upstream[name].tensor for name in upstream],
         allow_unused=True,
+        retain_graph=again,
     )
     gradients: dict[str, Tensor | None] = {
-        form.gradients[name]: value for name, value in zip(wanted, found, strict=True)
+        form.gradients[name]: grad for name, grad in zip(leaves, found, strict=True)
     }
     if len(upstream) < len(case.outputs):  # of what does not depend on an output, None is zero
-        for name in wanted:
-            if gradients[form.gradients[name]] is None:
-                gradients[form.gradients[name]] = torch.zeros_like(tensors[name])
-    return {name: value.detach() for name, value in outputs.items()}, gradients
-
-
-def _answer(case: Case, outputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    for name in case.outputs:
-        if not isinstance(outputs.get(name), Tensor):
-            raise WrongKernelError(
-                f"{name}: the kernel returned {type(outputs.get(name)).__name__}"
-            )
-    return dict(outputs)
+        zeros = {form.gradients[name]: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+        return {n: zeros[n] if grad is None else grad for n, grad in gradients.items()}
+    return gradients
 
 
 def unharmed(placed: Mapping[str, Placed]) -> None:
@@ -256,15 +177,14 @@ def judge_run(
     seed: int | None = None,
     only: Collection[str] | None = None,
 ) -> None:
-    """Judge a run's results against the golden ones of its case."""
-    right = _golden(
-        case, target.seed if seed is None else seed, target.candidate.backend.tier, training
-    )
-    chosen = {name: value for name, value in right.items() if only is None or name in only}
-    judge(
-        found.results,
-        chosen,
-        results_of(case, training=training),
-        record,
-        device=target.device,
-    )
+    """Judge a run's results against the golden ones of its case. only: names of results."""
+    seed = target.seed if seed is None else seed
+    right = golden_results(case, seed, target.candidate.backend.tier)
+    dtypes = results_of(case, training=training)
+    chosen = {name: right[name] for name in dtypes if only is None or name in only}
+    judge(found.results, chosen, dtypes, record, device=target.device)
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two results are equal to the last bit, NaN and the sign of zero included."""
+    return torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal
 
+from picotron_core.hardware import Device
 from picotron_core.registry.types import Candidate, Request
 
 if TYPE_CHECKING:
@@ -54,6 +56,15 @@ class UndecidedError(Exception):
         self.verdict, self.detail = verdict, detail
 
 
+@contextmanager
+def hinted(hint: str) -> Iterator[None]:
+    """Give a wrong result in the block the cause that the check is about."""
+    try:
+        yield
+    except WrongKernelError as error:
+        raise WrongKernelError(error.detail, hint=hint) from None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """One result against its limits. `worst` is the largest fraction of a limit; above 1 it fails.
@@ -85,18 +96,23 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """The kernel under test and how hard to try."""
+    """The kernel under test and how hard to try.
+
+    changes: what loading the kernel changed in the process, which must be nothing.
+    """
 
     candidate: Candidate
     kernel: Any
+    hardware: Device
     device: torch.device
     profile: Profile
     seed: int
+    changes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One question to one backend. `run` returns where the answer is good, else raises WrongKernelError.
+    """One question to one backend: `run` returns if the answer is good, else WrongKernelError.
 
     name: the family, e.g. "values"; case: what it is asked on, e.g. "gqa-T17-S33". Together with
         the dtype they are the check's id, the same on every machine for one seed.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from picotron_conformance import oracles
 from picotron_conformance.check import WrongKernelError
 from picotron_conformance.golden.attention import attention
 from picotron_conformance.golden.loss import loss
@@ -22,13 +23,17 @@ class Form:
     """How an op's kernel is called with named tensors, and what it answers.
 
     gradients: by the name of the input, the name of its gradient.
+    reaches: by the name of the input, the outputs that depend on it, where that is not all.
+    oracle: the outputs in float64, to be differentiated by autograd.
     always_float32: inputs and outputs that do not take the compute dtype.
     """
 
     op: str
     call: Callable[[Kernel, Mapping[str, Tensor], Mapping[str, Any]], dict[str, Tensor]]
     golden: Callable[..., dict[str, Tensor]]
+    oracle: Callable[[Mapping[str, Tensor], Mapping[str, Any]], dict[str, Tensor]]
     gradients: Mapping[str, str]
+    reaches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     always_float32: frozenset[str] = frozenset()
 
 
@@ -54,6 +59,14 @@ def _golden_attention(
     return attention(tensors, upstream, **options)
 
 
+def _oracle_attention(
+    tensors: Mapping[str, Tensor], options: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    given: dict[str, Any] = {n: value for n, value in options.items() if n != "return_lse"}
+    out, lse = oracles.attention(tensors["q"], tensors["k"], tensors["v"], **given)
+    return {"out": out, "lse": lse}
+
+
 def _norm(
     kernel: Kernel, tensors: Mapping[str, Tensor], options: Mapping[str, Any]
 ) -> dict[str, Tensor]:
@@ -69,6 +82,11 @@ def _rope(
     return {"q_out": answer[0], "k_out": answer[1]}
 
 
+def _oracle_rope(tensors: Mapping[str, Tensor], options: Mapping[str, Any]) -> dict[str, Tensor]:
+    q, k = oracles.rope(**tensors)
+    return {"q_out": q, "k_out": k}
+
+
 def _swiglu(
     kernel: Kernel, tensors: Mapping[str, Tensor], options: Mapping[str, Any]
 ) -> dict[str, Tensor]:
@@ -81,31 +99,47 @@ def _loss(
     return {"loss": kernel(tensors["hidden"], tensors["weight"], tensors["targets"], **options)}
 
 
+def _oracle_loss(t: Mapping[str, Tensor], options: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {"loss": oracles.loss(t["hidden"], t["weight"], t["targets"], **options)}
+
+
 FORMS = {
     "attention": Form(
         op="attention",
         call=_attention,
         golden=_golden_attention,
+        oracle=_oracle_attention,
         gradients={"q": "dq", "k": "dk", "v": "dv"},
         always_float32=frozenset({"lse"}),
     ),
     "norm": Form(
-        op="norm", call=_norm, golden=rms_norm, gradients={"x": "dx", "weight": "dweight"}
+        op="norm",
+        call=_norm,
+        golden=rms_norm,
+        oracle=lambda t, options: {"y": oracles.rms_norm(t["x"], t["weight"], **options)},
+        gradients={"x": "dx", "weight": "dweight"},
     ),
     "rope": Form(
         op="rope",
         call=_rope,
         golden=rope,
+        oracle=_oracle_rope,
         gradients={"q": "dq", "k": "dk"},
+        reaches={"q": ("q_out",), "k": ("k_out",)},
         always_float32=frozenset({"cos", "sin"}),
     ),
     "swiglu": Form(
-        op="swiglu", call=_swiglu, golden=swiglu, gradients={"gate": "dgate", "up": "dup"}
+        op="swiglu",
+        call=_swiglu,
+        golden=swiglu,
+        oracle=lambda t, options: {"y": oracles.swiglu(t["gate"], t["up"])},
+        gradients={"gate": "dgate", "up": "dup"},
     ),
     "loss": Form(
         op="loss",
         call=_loss,
         golden=loss,
+        oracle=_oracle_loss,
         gradients={"hidden": "dhidden", "weight": "dweight"},
         always_float32=frozenset({"loss"}),
     ),

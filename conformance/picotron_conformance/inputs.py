@@ -99,15 +99,24 @@ class Placed:
 
     def touched(self) -> str:
         """What was done to it: "" or a description."""
-        after, before = _bits(self.buffer), _bits(self.before)
-        if torch.equal(after, before):
-            return "" if self.tensor._version == self.version else "written to (version counter)"
+        if self.spilled():
+            return "written to outside of its bounds"
+        if self._changed().any():
+            return "changed"
+        same_version = self.tensor._version == self.version
+        return "" if same_version else "written to (version counter)"
+
+    def spilled(self) -> bool:
+        """Whether anything in the buffer beside the tensor itself was changed."""
         inside = torch.zeros_like(self.buffer, dtype=torch.bool)
-        inside.as_strided(
-            self.tensor.shape, self.tensor.stride(), self.tensor.storage_offset()
-        ).fill_(True)
-        changed = (after != before).view(len(self.buffer), -1).any(-1)
-        return "changed" if (changed & inside).any() else "written to outside of its bounds"
+        shape, strides = self.tensor.shape, self.tensor.stride()
+        inside.as_strided(shape, strides, self.tensor.storage_offset()).fill_(True)
+        return bool((self._changed() & ~inside).any())
+
+    def _changed(self) -> Tensor:
+        """By element of the buffer; compared as bits, for NaN is not equal to NaN."""
+        differ = self.buffer.view(torch.uint8) != self.before.view(torch.uint8)
+        return differ.view(len(self.buffer), -1).any(-1)
 
 
 def place(value: Tensor, dtype: torch.dtype, layout: str, device: torch.device) -> Placed:
@@ -162,8 +171,3 @@ def _repeats(shape: Shape, layout: str, dim: int) -> bool:
         return shape[dim] > 0
     longer = [d for d, size in enumerate(shape) if size > 1]
     return layout == "broadcast" and bool(longer) and dim == longer[0]
-
-
-def _bits(x: Tensor) -> Tensor:
-    """For comparing NaN with NaN."""
-    return x.view(torch.uint8) if x.dtype.is_floating_point else x

@@ -30,25 +30,44 @@ class Golden:
     value: Tensor  # float64
     noise: Tensor  # float64, same shape: one standard deviation per element
     gain_noise: float  # of the factor on the whole
+    distinct: int  # how many of its values differ: what is equal rounds alike, and averages nothing
 
 
 def golden_of(
-    compute: Callable[[Rounding], Mapping[str, Tensor]], *, dtype: torch.dtype, tier: str, seed: int
+    compute: Callable[[Rounding], Mapping[str, Tensor]],
+    *,
+    dtype: torch.dtype,
+    tier: str,
+    seed: int,
+    coherent: bool = False,
 ) -> dict[str, Golden]:
-    """Run a golden computation once exactly and `DRAWS` times with random roundings."""
+    """Run a golden computation once exactly and `DRAWS` times with random roundings.
+
+    coherent: the errors of all elements may point one way, as those of updates that are too small
+        to change their parameter.
+    """
     exact = compute(EXACT)
     generator = torch.Generator().manual_seed(seed)
     draws = [compute(Random(dtype, tier, generator)) for _ in range(DRAWS)]
-    return {name: _golden(value, [draw[name] for draw in draws]) for name, value in exact.items()}
+    return {n: _golden(v, [draw[n] for draw in draws], coherent) for n, v in exact.items()}
 
 
-def _golden(value: Tensor, draws: Sequence[Tensor]) -> Golden:
+def _golden(value: Tensor, draws: Sequence[Tensor], coherent: bool) -> Golden:
     finite = value.isfinite()
     errors = torch.stack([torch.where(finite, draw - value, 0.0) for draw in draws])
     spread = errors.square().mean(0).sqrt()
     noise = torch.maximum(spread, ROW_SHARE * _row_rms(spread))
     gains = torch.tensor([_gain(error, value) for error in errors], dtype=torch.float64)
-    return Golden(value, noise, float(gains.square().mean().sqrt()))
+    # A few runs may hide how far the factor moves; errors of the elements alone move it so far.
+    parts = noise * torch.where(finite, value, 0.0).abs()
+    power = float(torch.where(finite, value, 0.0).square().sum())
+    moved = float(parts.sum() if coherent else parts.square().sum().sqrt())
+    return Golden(
+        value=value,
+        noise=noise,
+        gain_noise=max(float(gains.square().mean().sqrt()), moved / power if power else 0.0),
+        distinct=len(torch.unique(value)),  # type: ignore[no-untyped-call]
+    )
 
 
 def judge(
@@ -111,7 +130,7 @@ def _measure(
     error = torch.where(settled, value - wanted, 0.0)
     z = error.abs() / noise
     if z.numel() == 0:
-        return Measurement(result=name, shape=tuple(value.shape), dtype=str(dtype), fractions={})
+        return Measurement(result=name, shape=tuple(value.shape), dtype=_name(dtype), fractions={})
     place = int(z.argmax())
     index = tuple(int(i) for i in torch.unravel_index(torch.tensor(place), z.shape))
     unit = UNIT[dtype]
@@ -120,14 +139,14 @@ def _measure(
         "element": float(z.max()) / LIMITS["element"].value,
         "row": float(_row_rms(z).max()) / LIMITS["row"].value,
         "tensor": float(z.square().mean().sqrt())
-        / (LIMITS["tensor"].value + LIMITS["few"].value / z.numel() ** 0.5),
+        / (LIMITS["tensor"].value + LIMITS["few"].value / right.distinct**0.5),
         "bias": abs(_gain(error, torch.where(settled, wanted, 0.0)))
         / (bias + LIMITS["bias_noise"].value * right.gain_noise),
     }
     return Measurement(
         result=name,
         shape=tuple(value.shape),
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=_name(dtype),
         fractions=fractions,
         index=index,
         found=float(value.flatten()[place]),
@@ -207,3 +226,7 @@ def _gain(error: Tensor, value: Tensor) -> float:
     value = value.nan_to_num(0, 0, 0)
     power = float(value.square().sum())
     return float((error * value).sum()) / power if power else 0.0
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Collection, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cache, partial
 
 import torch
 
+from picotron_conformance.cases import PLAIN_SIZES
 from picotron_conformance.check import (
     Check,
     Outcome,
@@ -19,12 +22,15 @@ from picotron_conformance.check import (
     WrongKernelError,
 )
 from picotron_conformance.checks import checks_of
+from picotron_conformance.surroundings import changes, snapshot
 from picotron_conformance.watchdog import deadline
 from picotron_core.hardware import Device
-from picotron_core.registry.types import Candidate, Code, Reason
+from picotron_core.registry.select import installed_version, judge
+from picotron_core.registry.types import Candidate, Code, Reason, Request
 
 # A call beyond these could take the process down with it; the selection refuses it already.
 NEVER_CALL = {Code.DEVICE, Code.CAPABILITY, Code.NOT_INSTALLED, Code.VERSION}
+NOT_HERE = {Code.DEVICE, Code.NOT_INSTALLED, Code.VERSION}  # another machine would ask
 
 
 def plan(op: str, *, device: Device, profile: Profile, seed: int) -> Iterator[Check]:
@@ -47,12 +53,12 @@ def run_checks(
         only: names of families, e.g. {"forward", "gradient"}.
         stop_at_first: end at the first FAIL, ERROR or TIMEOUT.
     """
-    target = target_of(candidate, device=device, profile=profile, seed=seed)
+    load = cache(partial(target_of, candidate, device=device, profile=profile, seed=seed))
     outcomes = []
     for check in plan(candidate.backend.op, device=device, profile=profile, seed=seed):
         if only is not None and check.name not in only:
             continue
-        outcomes.append(ask(target, check))
+        outcomes.append(ask(candidate, check, load, device=device))
         if stop_at_first and outcomes[-1].verdict in (Verdict.FAIL, Verdict.ERROR, Verdict.TIMEOUT):
             break
     return outcomes
@@ -60,53 +66,74 @@ def run_checks(
 
 def target_of(candidate: Candidate, *, device: Device, profile: Profile, seed: int) -> Target:
     """The loaded kernel. Raises whatever loading it raises."""
+    before = snapshot()
+    kernel = candidate.backend.load()
     return Target(
         candidate=candidate,
-        kernel=candidate.backend.load(),
+        kernel=kernel,
+        hardware=device,
         device=torch.device(device.type),
         profile=profile,
         seed=seed,
+        changes=tuple(changes(before, snapshot())),
     )
 
 
-def ask(target: Target, check: Check) -> Outcome:
-    """Run one check under the watchdog; whatever happens becomes its verdict."""
+def ask(
+    candidate: Candidate,
+    check: Check,
+    load: Callable[[], Target],
+    *,
+    device: Device,
+    hung: Callable[[Outcome], None] | None = None,
+) -> Outcome:
+    """Run one check under the watchdog; whatever happens becomes its verdict.
+
+    Args:
+        load: the target, made when it is first asked for.
+        hung: called, from another thread, when the check cannot even be interrupted.
+    """
     record = Record()
     started = time.perf_counter()
-    verdict, detail, hint = Verdict.PASS, "", ""
+
+    def outcome(verdict: Verdict, detail: str = "", hint: str = "") -> Outcome:
+        took = time.perf_counter() - started
+        return outcome_of(
+            candidate, check, verdict, detail=detail, hint=hint, record=record, seconds=took
+        )
+
+    def give_up() -> None:
+        if hung is not None:
+            hung(outcome(Verdict.TIMEOUT, f"hangs in native code for {check.seconds:g} s and more"))
+
     try:
-        with deadline(check.seconds):
-            reasons = _reasons(target, check)
+        with deadline(check.seconds, give_up), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a kernel's warnings are for its users
+            missing = judge(candidate, (), installed_version).reasons
+            reasons = missing or _reasons(candidate, check, device)
             if not reasons:
-                check.run(target, record)
-            else:
-                verdict, detail = Verdict.UNSUPPORTED, "; ".join(map(str, reasons))
-                if check.refused and not {reason.code for reason in reasons} & NEVER_CALL:
-                    check.refused(target, record)
+                check.run(load(), record)
+                return outcome(Verdict.PASS)
+            codes = {reason.code for reason in reasons}
+            if check.refused and not codes & NEVER_CALL:
+                check.refused(load(), record)
+            verdict = Verdict.NOT_RUN if codes & NOT_HERE else Verdict.UNSUPPORTED
+            return outcome(verdict, "; ".join(map(str, reasons)))
     except WrongKernelError as wrong:
-        verdict, detail, hint = Verdict.FAIL, wrong.detail, wrong.hint
+        return outcome(Verdict.FAIL, wrong.detail, wrong.hint)
     except UndecidedError as undecided:
-        verdict, detail = undecided.verdict, undecided.detail
+        return outcome(undecided.verdict, undecided.detail)
     except TimeoutError as late:
-        verdict, detail = Verdict.TIMEOUT, str(late)
-    except Exception as error:  # noqa: BLE001 - a kernel may raise anything; it is the answer
-        verdict, detail = Verdict.ERROR, _described(error)
-    return outcome_of(
-        target.candidate,
-        check,
-        verdict=verdict,
-        detail=detail,
-        hint=hint,
-        record=record,
-        seconds=time.perf_counter() - started,
-    )
+        return outcome(Verdict.TIMEOUT, str(late))
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a kernel may raise anything
+        return outcome(Verdict.ERROR, _described(error))
 
 
 def outcome_of(
     candidate: Candidate,
     check: Check,
-    *,
     verdict: Verdict,
+    *,
     detail: str = "",
     hint: str = "",
     record: Record | None = None,
@@ -115,7 +142,7 @@ def outcome_of(
     record = record or Record()
     request = check.request
     return Outcome(
-        id=f"{check.op}={candidate.qualified_name}-{check.id}",
+        id=check_id(candidate, check),
         op=check.op,
         backend=candidate.qualified_name,
         check=check.name,
@@ -133,13 +160,21 @@ def outcome_of(
     )
 
 
-def _reasons(target: Target, check: Check) -> Sequence[Reason]:
-    if check.request is None:
-        return ()
-    return tuple(target.candidate.backend.supports(check.request))
+def check_id(candidate: Candidate, check: Check) -> str:
+    return f"{check.op}={candidate.qualified_name}-{check.id}"
 
 
-def _described(error: Exception) -> str:
+def _reasons(candidate: Candidate, check: Check, device: Device) -> Sequence[Reason]:
+    supports = candidate.backend.supports
+    if check.request is not None:
+        return tuple(supports(check.request))
+    # It finds out itself what is claimed; but without the device there is nothing to ask.
+    sizes = PLAIN_SIZES[check.op]
+    request = Request(op=check.op, device=device, dtype=check.dtype or "float32", sizes=sizes)
+    return [reason for reason in supports(request) if reason.code in NOT_HERE]
+
+
+def _described(error: BaseException) -> str:
     """The error, and the last line of the kernel's own that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     last = frames[-1] if frames else None

@@ -149,6 +149,30 @@ def config(
     list_settings(_settings(path, overrides, backends=backends), markdown=markdown)
 
 
+@app.command(no_args_is_help=True)
+def conformance(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="REPORT.json | verify CERTIFICATE.json",
+            show_default=False,
+            help="A report of `pytest --pyargs picotron_conformance --picotron-report FILE`; or "
+            "verify, and a certificate of --picotron-certificate FILE.",
+        ),
+    ],
+    html: Annotated[
+        Path | None, typer.Option(help="Write the matrix as one page for a browser.")
+    ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print it as Markdown: the default without --html.")
+    ] = False,
+) -> int:
+    """Show a report of the conformance suite as a matrix, or verify a certificate."""
+    from picotron_core.cli.conformance import run_conformance
+
+    return run_conformance(words, html=html, markdown=markdown)
+
+
 def _settings(
     path: Path | None, overrides: list[tuple[str, str]], *, backends: str = ""
 ) -> Settings:

@@ -58,7 +58,7 @@ def resolve(
 
     Raises: BackendError for an unknown op or backend, and where nothing can serve.
     """
-    _check_rules(rules, candidates, inactive)
+    check_rules(rules, candidates, inactive)
     by_op = {op: [r for r in requests if r.op == op] for op in OPS}
     return {
         op: _select(op, tuple(asked), rules, candidates, installed)
@@ -107,7 +107,7 @@ def _select(
     verdicts = sorted((judge(c, requests, installed) for c in mine), key=rank)
     ordered: list[Verdict] = []
     for name in asked:
-        matches = (v for v in verdicts if name == AUTO or _is_called(v.candidate, name))
+        matches = (v for v in verdicts if name == AUTO or is_called(v.candidate, name))
         ordered += [verdict for verdict in matches if verdict not in ordered]
     able = [verdict.candidate for verdict in ordered if not verdict.reasons]
     refused = tuple(verdict for verdict in ordered if verdict.reasons)
@@ -132,7 +132,7 @@ def _wish(op: str, rules: Sequence[Rule], mine: Sequence[Candidate]) -> tuple[tu
             return by_op[op].names, source
         if "" in by_op:
             bare = by_op[""].names
-            names = tuple(n for n in bare if n == AUTO or any(_is_called(c, n) for c in mine))
+            names = tuple(n for n in bare if n == AUTO or any(is_called(c, n) for c in mine))
             if names:
                 return names, source
         if "*" in by_op:
@@ -140,16 +140,18 @@ def _wish(op: str, rules: Sequence[Rule], mine: Sequence[Candidate]) -> tuple[tu
     return (AUTO,), AUTO
 
 
-def _is_called(candidate: Candidate, name: str) -> bool:
+def is_called(candidate: Candidate, name: str) -> bool:
+    """Whether `name`, qualified or not, means this backend."""
     plugin, slash, bare = name.rpartition("/")
     if slash and normalise(plugin) != normalise(candidate.provider.plugin):
         return False
     return normalise(bare) == normalise(candidate.backend.name)
 
 
-def _check_rules(
+def check_rules(
     rules: Sequence[Rule], candidates: Sequence[Candidate], inactive: Sequence[str]
 ) -> None:
+    """Raise BackendError where a rule names an op or a backend that nobody declares."""
     for rule in rules:
         if rule.op not in ("", "*", *OPS):
             raise BackendError(
@@ -159,7 +161,7 @@ def _check_rules(
         for op in OPS if rule.op == "*" else (rule.op,):
             mine = [c for c in candidates if not op or c.backend.op == op]
             for name in rule.names:
-                if name != AUTO and not any(_is_called(c, name) for c in mine):
+                if name != AUTO and not any(is_called(c, name) for c in mine):
                     raise BackendError(_unknown(op, name, rule, mine, candidates, inactive))
 
 
@@ -171,7 +173,7 @@ def _unknown(
     candidates: Sequence[Candidate],
     inactive: Sequence[str],
 ) -> str:
-    ops = sorted({c.backend.op for c in candidates if _is_called(c, name)})
+    ops = sorted({c.backend.op for c in candidates if is_called(c, name)})
     hint = did_you_mean(name, {c.backend.name for c in mine} | {AUTO})
     if ops:
         hint = f"{name!r} has: {', '.join(ops)}. {hint}"

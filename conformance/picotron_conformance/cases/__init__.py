@@ -9,12 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from typing import Any
 
-from picotron_conformance.calling import Case
 from picotron_conformance.cases import attention, loss, norm, rope, swiglu
 from picotron_conformance.check import Profile
+from picotron_conformance.problem import Case
 
 DTYPES = ("float32", "bfloat16", "float16")
+# What a run of some size asks of each op.
+PLAIN_SIZES: dict[str, dict[str, int]] = {
+    "attention": {"B": 2, "H": 8, "K": 2, "T": 64, "S": 64, "D": 64},
+    "norm": {"N": 64, "E": 128},
+    "rope": {"B": 2, "H": 8, "K": 2, "T": 64, "D": 64},
+    "swiglu": {"N": 64, "F": 128},
+    "loss": {"N": 64, "E": 128, "V": 1000},
+    "optimizer": {},
+    "comm": {"world": 2},
+}
 _GRIDS: dict[str, Callable[[str, Profile, int], Iterable[Case]]] = {
     "attention": attention.cases,
     "norm": norm.cases,
@@ -33,6 +44,17 @@ def cases_of(op: str, dtype: str, profile: Profile, seed: int) -> tuple[Case, ..
     return cases
 
 
-def plain(op: str, dtype: str) -> Case:
-    """The op's first case: small, and with nothing special about it."""
-    return cases_of(op, dtype, "quick", 0)[0]
+def growing(op: str, dtype: str) -> list[Case]:
+    """Two plain cases, the second of twice the length: T and S, N and V, or the rows.
+
+    So long that blocks of a fixed size, and what is allocated once, no longer count.
+    """
+    grown: dict[str, tuple[Callable[..., Case], list[dict[str, Any]]]] = {
+        "attention": (attention.case, [{"B": 1, "H": 1, "K": 1, "S": S} for S in (2048, 4096)]),
+        "norm": (norm.case, [{"shape": (rows, 64)} for rows in (4096, 8192)]),
+        "rope": (rope.case, [{"T": T} for T in (2048, 4096)]),
+        "swiglu": (swiglu.case, [{"shape": (rows, 64)} for rows in (4096, 8192)]),
+        "loss": (loss.case, [{"N": length, "V": length} for length in (4096, 8192)]),
+    }
+    make, options = grown[op]
+    return [make(f"growing-{number}", dtype, **given) for number, given in enumerate(options)]

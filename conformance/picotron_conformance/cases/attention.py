@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from picotron_conformance.calling import Case
 from picotron_conformance.cases.draws import drawn
 from picotron_conformance.check import Profile
 from picotron_conformance.inputs import DISTRIBUTIONS, LAYOUTS
+from picotron_conformance.problem import Case
 
 # What differs from B=2, H=4, K=2, T=S=17, D=16, causal, normal values, contiguous.
 QUICK: dict[str, dict[str, Any]] = {

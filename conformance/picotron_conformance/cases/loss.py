@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from picotron_conformance.calling import Case
 from picotron_conformance.cases.draws import drawn
 from picotron_conformance.check import Profile
 from picotron_conformance.inputs import DISTRIBUTIONS, LAYOUTS
+from picotron_conformance.problem import Case
 from picotron_core.ops.loss import IGNORE_INDEX
 
 # What differs from N=7, E=16, V=40, two of the targets ignored, an upstream gradient that is not 1.

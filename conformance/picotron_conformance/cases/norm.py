@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Generator, Tensor
 
-from picotron_conformance.calling import Case
 from picotron_conformance.cases.draws import drawn
 from picotron_conformance.check import Profile
 from picotron_conformance.inputs import DISTRIBUTIONS, LAYOUTS
+from picotron_conformance.problem import Case
 
 # What differs from x (2, 5, 64), eps 1e-5, normal values, a signed weight, contiguous.
 QUICK: dict[str, dict[str, Any]] = {

@@ -6,14 +6,28 @@ from collections.abc import Iterator
 
 from picotron_conformance.cases import DTYPES
 from picotron_conformance.check import Check, Profile
-from picotron_conformance.checks import values
+from picotron_conformance.checks import (
+    claims,
+    comm,
+    exact,
+    optimizer,
+    refusals,
+    special,
+    state,
+    values,
+)
 from picotron_conformance.forms import FORMS
 from picotron_core.hardware import Device
 
-FUNCTIONAL = (values.checks,)
+FUNCTIONAL = (exact.checks, values.checks, state.checks, special.checks, claims.checks)
 
 
 def checks_of(op: str, *, device: Device, profile: Profile, seed: int) -> Iterator[Check]:
+    yield from refusals.checks(op, device, profile, seed)
+    if op == "comm":
+        yield from comm.checks(device, profile, seed)
+    if op == "optimizer":
+        yield from optimizer.checks(device, profile, seed)
     if op in FORMS:
         for dtype in DTYPES:
             for family in FUNCTIONAL:

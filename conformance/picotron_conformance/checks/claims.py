@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatch
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -45,6 +45,7 @@ RUNS = 5
 # Twice the length may take so many times the memory: 2 is linear, 4 is quadratic.
 GROWTH = 2.6
 COMPILED = 6  # cases
+FALLBACK = "a silent fallback: refuse in `supports` what the kernel cannot do"
 
 
 def checks(op: str, dtype: str, device: Device, profile: Profile, seed: int) -> Iterator[Check]:
@@ -136,48 +137,58 @@ def fake_tensor(target: Target, record: Record, op: str, dtype: str) -> None:
 
 def launches(target: Target, record: Record, op: str, dtype: str) -> None:
     """Every call shows one of the kernels that the backend says it launches."""
-    patterns = target.candidate.backend.launches
-    if not patterns:
-        raise UndecidedError(Verdict.UNSUPPORTED, "it names no kernel that it launches")
     cases, training = claimed(target, op, dtype)
     for case in cases:
-        if 0 in case.sizes.values():
-            continue  # nothing to do is done without a launch
-        names = names_launched(partial(run, target, case, training=training), target.device)
-        if not any(fnmatch(name, pattern) for name in names for pattern in patterns):
-            raise WrongKernelError(
-                f"{case.name}: none of {', '.join(patterns)} ran, but {', '.join(sorted(names))}",
-                hint="a silent fallback: refuse in `supports` what the kernel cannot do",
-            )
+        if 0 not in case.sizes.values():  # nothing to do is done without a launch
+            ran_its_kernel(target, partial(run, target, case, training=training), case.name)
 
 
 def own_code(target: Target, record: Record, op: str, dtype: str) -> None:
     """No call enters the code of another backend."""
-    others = _folders_of_others(target)
     cases, training = claimed(target, op, dtype)
     for case in cases:
-        seen: set[str] = set()
-        with folders_entered(others.keys(), seen):
-            run(target, case, training=training)
-        if seen:
-            raise WrongKernelError(
-                f"{case.name}: the code of {others[seen.pop()]} ran",
-                hint="a silent fallback: refuse in `supports` what the kernel cannot do",
-            )
+        ran_no_other(target, partial(run, target, case, training=training), case.name)
+
+
+def ran_its_kernel(target: Target, call: Callable[[], object], what: str) -> None:
+    """Raise where none of the kernels ran that the backend names."""
+    patterns = target.candidate.backend.launches
+    if not patterns:
+        raise UndecidedError(Verdict.UNSUPPORTED, "it names no kernel that it launches")
+    names = names_launched(call, target.device)
+    if not any(fnmatch(name, pattern) for name in names for pattern in patterns):
+        raise WrongKernelError(
+            f"{what}: none of {', '.join(patterns)} ran, but {', '.join(sorted(names))}",
+            hint=FALLBACK,
+        )
+
+
+def ran_no_other(target: Target, call: Callable[[], object], what: str) -> None:
+    """Raise where a call enters the code of another backend of the op."""
+    others, seen = _folders_of_others(target), set[str]()
+    with folders_entered(others.keys(), seen):
+        call()
+    if seen:
+        raise WrongKernelError(f"{what}: the code of {others[seen.pop()]} ran", hint=FALLBACK)
 
 
 def _folders_of_others(target: Target) -> Mapping[str, str]:
+    own = _folder_of(target.kernel)
+    return {f: name for f, name in _folders(target.candidate.backend.op).items() if f != own}
+
+
+@cache
+def _folders(op: str) -> Mapping[str, str]:
     """By folder of source files, the bundled backend of the op whose kernel stands there."""
     folders = {}
     for candidate in load_registry().candidates:
-        if candidate.backend.op != target.candidate.backend.op:
+        if candidate.backend.op != op:
             continue
         try:
-            kernel = candidate.backend.load()
+            folders[_folder_of(candidate.backend.load())] = candidate.qualified_name
         except (ImportError, PicotronError):
             continue  # one that cannot be loaded cannot be fallen back to
-        folders[_folder_of(kernel)] = candidate.qualified_name
-    return {f: name for f, name in folders.items() if f and f != _folder_of(target.kernel)}
+    return {folder: name for folder, name in folders.items() if folder}
 
 
 def _folder_of(kernel: Any) -> str:

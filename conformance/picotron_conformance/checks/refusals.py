@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from packaging.requirements import InvalidRequirement, Requirement
 
-from picotron_conformance.cases import DTYPES
+from picotron_conformance.cases import DTYPES, PLAIN_SIZES
 from picotron_conformance.check import (
     Check,
     Profile,
@@ -29,15 +29,6 @@ from picotron_core.registry.plugins import BUNDLED, GROUP
 from picotron_core.registry.types import Backend, Level, Reason, Request
 
 HEAVY = ("torch", "numpy", "transformers", "triton", "jax")
-SIZES: dict[str, dict[str, int]] = {
-    "attention": {"B": 2, "H": 8, "K": 2, "T": 64, "S": 64, "D": 64},
-    "norm": {"N": 64, "E": 128},
-    "rope": {"B": 2, "H": 8, "K": 2, "T": 64, "D": 64},
-    "swiglu": {"N": 64, "F": 128},
-    "loss": {"N": 64, "E": 128, "V": 1000},
-    "optimizer": {},
-    "comm": {"world": 2},
-}
 
 
 def checks(op: str, device: Device, profile: Profile, seed: int) -> Iterator[Check]:
@@ -95,7 +86,7 @@ def _requests(op: str) -> Iterator[Request]:
             dtype=dtype,
             training=training,
             features=features,
-            sizes=SIZES[op],
+            sizes=PLAIN_SIZES[op],
         )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from picotron_conformance.calling import Case, judge_run, run
+from picotron_conformance.calling import judge_run, run
 from picotron_conformance.cases import cases_of
 from picotron_conformance.check import Check, Profile, Record, Target, WrongKernelError
+from picotron_conformance.problem import Case
 from picotron_core.errors import PicotronError
 from picotron_core.hardware import Device
 

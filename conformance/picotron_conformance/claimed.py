@@ -1,0 +1,51 @@
+"""Questions that are not about one case: they pick theirs from what the backend claims."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from picotron_conformance.cases import cases_of
+from picotron_conformance.check import Check, Record, Target, UndecidedError, Verdict
+from picotron_conformance.problem import Case
+
+Question = Callable[[Target, Record, str, str], None]  # the last two: op and dtype
+
+
+def question(op: str, name: str, dtype: str, aspect: str, ask: Question) -> Check:
+    def run(target: Target, record: Record) -> None:
+        ask(target, record, op, dtype)
+
+    return Check(op=op, name=name, case="", dtype=dtype, aspect=aspect, run=run)
+
+
+def claimed(
+    target: Target, op: str, dtype: str, *, wanted: Callable[[Case], bool] = lambda case: True
+) -> tuple[list[Case], bool]:
+    """(the quick cases that it claims, whether with a backward).
+
+    Raises: UndecidedError where it claims none.
+    """
+    for training in (True, False):
+        cases = [case for case in _cases(target, op, dtype, training) if wanted(case)]
+        if cases:
+            return cases, training
+    raise UndecidedError(Verdict.UNSUPPORTED, f"it claims no such case of {op} in {dtype}")
+
+
+def two_shapes(cases: Sequence[Case]) -> tuple[Case, Case]:
+    """The first case, and the first with elements that is of other sizes.
+
+    Raises: UndecidedError where all are of one size.
+    """
+    first = cases[0]
+    for case in cases:
+        if case.sizes != first.sizes and 0 not in case.sizes.values():
+            return first, case
+    raise UndecidedError(Verdict.UNSUPPORTED, "it claims a single size")
+
+
+def _cases(target: Target, op: str, dtype: str, training: bool) -> Iterator[Case]:
+    for case in cases_of(op, dtype, "quick", 0):
+        request = case.request(target.hardware, training=training)
+        if not target.candidate.backend.supports(request):
+            yield case

@@ -1,0 +1,210 @@
+"""One pytest session that proves backends: its questions, its answers, and what it writes down."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter
+
+from picotron_conformance.certificate import write_certificate
+from picotron_conformance.check import Check, Outcome, Profile, Verdict
+from picotron_conformance.documents import plain
+from picotron_conformance.matrix import of_limit, worst_of
+from picotron_conformance.report import BROKEN, by_backend, failure, reproduce, tally, write_report
+from picotron_conformance.run import ask, check_id, outcome_of, plan, target_of
+from picotron_conformance.selection import Chosen, choose
+from picotron_conformance.session import Session, gather_session
+from picotron_core.errors import PicotronError
+from picotron_core.hardware import Device, look
+from picotron_core.registry.types import Candidate
+
+ANSWER = "picotron"  # the user property that carries an outcome from an xdist worker
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    candidate: Candidate
+    check: Check
+
+    @property
+    def id(self) -> str:
+        return check_id(self.candidate, self.check)
+
+
+def start(config: pytest.Config) -> Proof:
+    """Raises: PicotronError for options that cannot be meant."""
+    profile: Profile = config.getoption("--picotron-profile")
+    seed = config.getoption("--picotron-seed")
+    worker = getattr(config, "workerinput", None)  # of pytest-xdist
+    if worker is not None:
+        seed = worker["picotron_seed"]
+    elif seed is None:
+        seed = secrets.randbelow(2**31) if profile == "fuzz" else 0
+    chosen = choose(config.getoption("--picotron-backend"))
+    device = look(config.getoption("--picotron-device"))
+    session = gather_session(
+        chosen.candidates,
+        device=device,
+        profile=profile,
+        seed=seed,
+        command=("pytest", *config.invocation_params.args),
+        named=chosen.named,
+    )
+    return Proof(config, chosen, device, session, is_worker=worker is not None)
+
+
+@dataclass
+class Proof:
+    """Registered with pytest: its hooks gather the answers of this process and of its workers."""
+
+    config: pytest.Config
+    chosen: Chosen
+    device: Device
+    session: Session
+    is_worker: bool
+    answers: dict[str, Outcome] = field(default_factory=dict)
+    died: dict[str, str] = field(default_factory=dict)  # by id, what xdist says of a dead worker
+    closing: list[str] = field(default_factory=list)  # lines to print at the end
+    unwritten: bool = False  # a file that was asked for could not be written
+
+    @cached_property
+    def questions(self) -> list[Question]:
+        found = [
+            Question(candidate, check)
+            for candidate in self.chosen.candidates
+            for check in plan(
+                candidate.backend.op,
+                device=self.device,
+                profile=self.session.profile,
+                seed=self.session.seed,
+            )
+        ]
+        assert len({question.id for question in found}) == len(found), "two checks share an id"
+        return found
+
+    def answer(self, question: Question, node: pytest.Item) -> None:
+        """Ask, write the outcome down where the controller finds it, and tell pytest."""
+        load = self._loader(question.candidate)
+        outcome = ask(question.candidate, question.check, load, device=self.device, hung=self._hung)
+        outcome = replace(outcome, reproduce=reproduce(outcome, self.session))
+        node.user_properties.append((ANSWER, json.dumps(plain(outcome))))
+        if outcome.verdict in BROKEN:
+            pytest.fail(_told(outcome), pytrace=False)
+        if outcome.verdict is not Verdict.PASS:
+            pytest.skip(f"{outcome.verdict}: {outcome.detail}")
+
+    @cached_property
+    def _loader(self) -> Any:
+        @cache
+        def loader(candidate: Candidate) -> Any:
+            session = self.session
+            make = partial(
+                target_of,
+                candidate,
+                device=self.device,
+                profile=session.profile,
+                seed=session.seed,
+            )
+            return cache(make)
+
+        return loader
+
+    def _hung(self, outcome: Outcome) -> None:
+        """Native code that never returns: write down what is known and end this process."""
+        print(f"\n{outcome.id}: {outcome.detail}; this process ends.", file=sys.stderr, flush=True)
+        if not self.is_worker:
+            self.answers[outcome.id] = outcome
+            self._write(self._outcomes())
+        os._exit(1)
+
+    # The rest are pytest's hooks; the second and third are pytest-xdist's.
+
+    def pytest_report_header(self) -> list[str]:
+        backends = [f"{c.backend.op}={c.qualified_name}" for c in self.chosen.candidates]
+        return [
+            f"picotron: profile {self.session.profile}, seed {self.session.seed}, on {self.device}",
+            f"picotron: proving {', '.join(backends)}",
+        ]
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        node.workerinput["picotron_seed"] = self.session.seed
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
+        self.died[crashitem.partition("[")[2].removesuffix("]")] = str(report.longrepr)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        for name, value in report.user_properties:
+            if name == ANSWER and report.when == "call":
+                outcome = TypeAdapter(Outcome).validate_json(str(value))
+                self.answers[outcome.id] = outcome
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.is_worker or self.config.option.collectonly:
+            return
+        outcomes = self._outcomes()
+        self._write(outcomes)
+        why = failure(outcomes, named=self.chosen.named)
+        if why:
+            self.closing.append(why)
+        if why or self.unwritten:
+            session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if self.is_worker or self.config.option.collectonly:
+            return
+        terminalreporter.section("picotron")
+        for key, checks in by_backend(self._outcomes()).items():
+            counts = ", ".join(f"{n} {verdict}" for verdict, n in tally(checks).items() if n)
+            worst = worst_of(checks)
+            nearest = "" if worst is None else f"; at worst {of_limit(worst)} of a limit"
+            terminalreporter.write_line(f"{key}: {counts}{nearest}")
+        for line in self.closing:
+            terminalreporter.write_line(line)
+
+    def _outcomes(self) -> list[Outcome]:
+        """One for each question; what was not asked is NOT_RUN, what killed its worker an ERROR."""
+        outcomes = []
+        for question in self.questions:
+            found = self.answers.get(question.id)
+            if found is None:
+                verdict, detail = Verdict.NOT_RUN, "deselected, or the session ended before it"
+                if question.id in self.died:
+                    verdict = Verdict.ERROR
+                    detail = f"it killed its process: {self.died[question.id]}"
+                found = outcome_of(question.candidate, question.check, verdict, detail=detail)
+            outcomes.append(found)
+        return outcomes
+
+    def _write(self, outcomes: Sequence[Outcome]) -> None:
+        asked = self.answers.keys() | self.died.keys()
+        complete = all(question.id in asked for question in self.questions)
+        session = replace(self.session, complete=complete)
+        try:
+            if path := self.config.getoption("--picotron-report"):
+                write_report(Path(path), session, outcomes)
+                self.closing.append(f"report: {path}, to read with: picotron conformance {path}")
+            if path := self.config.getoption("--picotron-certificate"):
+                write_certificate(Path(path), session, outcomes)
+                self.closing.append(f"certificate: {path}")
+        except (PicotronError, OSError) as error:
+            self.closing.append(f"error: {error}")
+            self.unwritten = True
+
+
+def _told(outcome: Outcome) -> str:
+    """What broke, what that looks like, and how to see it again."""
+    lines = [f"{outcome.verdict}: {outcome.detail}"]
+    lines += [f"looks like: {outcome.hint}"] if outcome.hint else []
+    return "\n".join([*lines, outcome.reproduce])

@@ -1,0 +1,110 @@
+"""Who waits for whom: proven by the order of events, with a rank that comes late."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+from picotron_conformance.check import WrongKernelError
+from picotron_conformance.ranks.calls import (
+    COLLECTIVES,
+    Begin,
+    How,
+    Pending,
+    all_reduce,
+    broadcast,
+    recv,
+    send,
+)
+from picotron_conformance.ranks.rank import Rank
+
+PATIENCE_S = 10.0  # for an event that a right kernel cannot prevent
+LINGER_S = 0.1  # the late rank's: time for others to be wrong in; right ones pass whatever it is
+
+
+def late_ranks(at: Rank) -> None:
+    """A call that is not asynchronous returns with its result, however late another rank comes."""
+    _with_late_ranks(at, async_op=False)
+
+
+def early_waits(at: Rank) -> None:
+    """An asynchronous call returns before the others come, and its `wait` only after."""
+    _with_late_ranks(at, async_op=True)
+
+
+def _with_late_ranks(at: Rank, *, async_op: bool) -> None:
+    how = How((7,), async_op=async_op)
+    for late in dict.fromkeys((at.world - 1, 0)):
+        calls: dict[str, Begin] = {**COLLECTIVES, "broadcast": partial(broadcast, src=late)}
+        for name, begin in calls.items():
+            _one_is_late(at, late, f"{name}-{late}", begin, how)
+        peer = (late + 1) % at.world
+        if at.rank in (late, peer):
+            begin = partial(send, dst=peer) if at.rank == late else partial(recv, src=late)
+            _one_is_late(at, late, f"message-{late}", begin, how, among=(late, peer))
+
+
+def _one_is_late(
+    at: Rank, late: int, name: str, begin: Begin, how: How, *, among: tuple[int, ...] = ()
+) -> None:
+    others = [rank for rank in among or at.all.ranks if rank != late]
+    if at.rank == late:
+        came = at.sees([f"{name}-called-{rank}" for rank in others], within_s=PATIENCE_S)
+        if not came:
+            raise WrongKernelError(
+                f"{name}: the others' call has not returned although async_op=True",
+                hint="async_op is ignored: nothing overlaps, and pipelines deadlock",
+            )
+        time.sleep(LINGER_S)
+        at.mark(f"{name}-late")
+        begin(at, how).finish()
+        return
+    if not how.async_op:
+        at.mark(f"{name}-called-{at.rank}")
+    pending = begin(at, how)
+    if how.async_op:
+        at.mark(f"{name}-called-{at.rank}")
+        pending.work.wait()
+    if not at.sees([f"{name}-late"]):
+        raise WrongKernelError(
+            f"{pending.what}: {'wait()' if how.async_op else 'it'} returned before rank {late} had "
+            "called it, so without its numbers",
+            hint="a wait that does not wait",
+        )
+    if how.async_op:
+        pending.check()  # gloo's work cannot be waited for twice
+    else:
+        pending.finish()
+
+
+def together(at: Rank) -> None:
+    """Many under way at once, of all kinds and sizes; ranks wait for them in different orders."""
+    how = How((9,), async_op=True)
+    under_way: list[Pending] = []
+    for salt, shape in enumerate(((3,), (3,), (1025,), (2, 3))):
+        for begin in COLLECTIVES.values():
+            under_way.append(begin(at, How(shape, async_op=True, salt=salt)))
+    if at.world > 1:
+        under_way.append(recv(at, how, src=(at.rank - 1) % at.world))
+        under_way.append(send(at, how, dst=(at.rank + 1) % at.world))
+    for pending in under_way if at.rank % 2 else reversed(under_way):
+        pending.work.wait()
+    for pending in under_way:
+        pending.check()
+
+
+def barriers(at: Rank) -> None:
+    """Behind a barrier, everything has happened that any rank did before it."""
+    for late in range(at.world):
+        if at.rank == late:
+            at.sees([f"near-{late}-{rank}" for rank in at.others()], within_s=PATIENCE_S)
+            time.sleep(LINGER_S if at.world > 1 else 0)
+        at.mark(f"near-{late}-{at.rank}")
+        at.comm.barrier()
+        missing = [rank for rank in range(at.world) if not at.sees([f"near-{late}-{rank}"])]
+        if missing:
+            raise WrongKernelError(
+                f"barrier returned before rank {missing[0]} had called it",
+                hint="a barrier that does nothing, or of another group",
+            )
+    all_reduce(at, How((3,))).finish()
