@@ -32,16 +32,23 @@ def claimed(
     raise UndecidedError(Verdict.UNSUPPORTED, f"it claims no such case of {op} in {dtype}")
 
 
-def two_shapes(cases: Sequence[Case]) -> tuple[Case, Case]:
-    """The first case, and the first with elements that is of other sizes.
+def of_each_kind(cases: Sequence[Case]) -> list[Case]:
+    """The first case of each set of features: each may take another way through a kernel."""
+    return list({case.features: case for case in reversed(cases)}.values())[::-1]
+
+
+def smaller_and_larger(cases: Sequence[Case]) -> list[Case]:
+    """The first case, then cases of other sizes with less and with more to do, where there are.
 
     Raises: UndecidedError where all are of one size.
     """
     first = cases[0]
-    for case in cases:
-        if case.sizes != first.sizes and 0 not in case.sizes.values():
-            return first, case
-    raise UndecidedError(Verdict.UNSUPPORTED, "it claims a single size")
+    others = [case for case in cases if case.sizes != first.sizes and case.elements > 0]
+    smaller = [case for case in others if case.elements < first.elements]
+    larger = [case for case in others if case.elements > first.elements]
+    if not others:
+        raise UndecidedError(Verdict.UNSUPPORTED, "it claims a single size")
+    return [first, *smaller[:1], *larger[:1]]
 
 
 def _cases(target: Target, op: str, dtype: str, training: bool) -> Iterator[Case]:

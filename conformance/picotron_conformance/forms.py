@@ -110,6 +110,7 @@ FORMS = {
         golden=_golden_attention,
         oracle=_oracle_attention,
         gradients={"q": "dq", "k": "dk", "v": "dv"},
+        reaches={"v": ("out",)},
         always_float32=frozenset({"lse"}),
     ),
     "norm": Form(

@@ -66,7 +66,7 @@ def _golden(value: Tensor, draws: Sequence[Tensor], coherent: bool) -> Golden:
         value=value,
         noise=noise,
         gain_noise=max(float(gains.square().mean().sqrt()), moved / power if power else 0.0),
-        distinct=len(torch.unique(value)),  # type: ignore[no-untyped-call]
+        distinct=len(torch.unique(value)),
     )
 
 

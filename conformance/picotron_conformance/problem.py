@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -48,6 +49,11 @@ class Case:
     upstream_layout: str = "contiguous"
     upstream_scale: float = 1.0
     upstream_shift: float = 0.0
+
+    @property
+    def elements(self) -> int:
+        """Of all outputs."""
+        return sum(math.prod(shape) for shape in self.outputs.values())
 
     @property
     def layouts_overlap(self) -> bool:

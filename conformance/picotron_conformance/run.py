@@ -22,7 +22,7 @@ from picotron_conformance.check import (
     WrongKernelError,
 )
 from picotron_conformance.checks import checks_of
-from picotron_conformance.surroundings import changes, snapshot
+from picotron_conformance.surroundings import CHANGED, put_back, snapshot
 from picotron_conformance.watchdog import deadline
 from picotron_core.hardware import Device
 from picotron_core.registry.select import installed_version, judge
@@ -75,7 +75,7 @@ def target_of(candidate: Candidate, *, device: Device, profile: Profile, seed: i
         device=torch.device(device.type),
         profile=profile,
         seed=seed,
-        changes=tuple(changes(before, snapshot())),
+        changes=tuple(put_back(before)),
     )
 
 
@@ -112,7 +112,14 @@ def ask(
             missing = judge(candidate, (), installed_version).reasons
             reasons = missing or _reasons(candidate, check, device)
             if not reasons:
-                check.run(load(), record)
+                target = load()
+                before = snapshot()
+                try:
+                    check.run(target, record)
+                finally:
+                    changed = put_back(before)
+                if changed:
+                    raise WrongKernelError(f"a call changed {', '.join(changed)}", hint=CHANGED)
                 return outcome(Verdict.PASS)
             codes = {reason.code for reason in reasons}
             if check.refused and not codes & NEVER_CALL:

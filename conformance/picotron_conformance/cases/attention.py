@@ -24,7 +24,10 @@ QUICK: dict[str, dict[str, Any]] = {
     "gqa-16": {"H": 16, "K": 1, "values": "shifted"},
     "gqa-6-2": {"H": 6, "K": 2, "B": 3, "S": 21},
     "one-token": {"T": 1, "S": 1, "B": 3},
+    "one-token-mha": {"T": 1, "S": 1, "K": 4},  # the output is v itself, but no view of it
     "decode": {"T": 1, "S": 37},
+    "decode-window": {"T": 1, "S": 37, "window": 5},
+    "decode-docs": {"T": 1, "S": 37, "docs": "packed"},
     "decode-full": {"T": 1, "S": 37, "causal": False},
     "chunk": {"T": 5, "S": 23},
     "fewer-keys": {"T": 23, "S": 5},  # rows that see nothing
@@ -219,7 +222,8 @@ def _documents(kind: str, B: int, S: int, generator: Generator) -> Tensor:
         return torch.randint(-1, 3, (B, S), generator=generator)
     starts = torch.rand((B, S), generator=generator) < 0.2
     ids = starts.cumsum(-1)
-    return ids.to(torch.int32) if kind == "int32" else ids + 2**33  # beyond 32 bits
+    # In 32 bits every other document would be taken for the one before it, in float32 all.
+    return ids.to(torch.int32) if kind == "int32" else ids // 2 + ids % 2 * 2**32 + 2**40
 
 
 def _drawn(random: Random) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from picotron_conformance.check import (
 )
 from picotron_conformance.checks.claims import ran_its_kernel, ran_no_other
 from picotron_conformance.judge import judge
-from picotron_conformance.surroundings import changes, snapshot
+from picotron_conformance.surroundings import put_back, snapshot
 from picotron_conformance.updates import (
     DTYPES,
     golden,
@@ -132,7 +132,7 @@ def globals_unchanged(target: Target, record: Record) -> None:
     run(target, Updates(name="first"), target.seed)
     before = snapshot()
     run(target, Updates(name="second"), target.seed)
-    if changed := changes(before, snapshot()):
+    if changed := put_back(before):
         raise WrongKernelError(f"a call changed {', '.join(changed)}")
 
 

@@ -102,7 +102,14 @@ def _imported_by_declaring(plugin: str) -> tuple[str, ...]:
         "import json, sys; sys.path[:] = json.loads(sys.argv[1])\n"
         "from importlib import import_module\n"
         "from importlib.metadata import entry_points\n"
-        f"for plugin in {declared}: list(plugin.picotron_backends())\n"
+        "from picotron_core.hardware import profile\n"
+        "from picotron_core.registry.types import Request\n"
+        f"for backend in [b for p in {declared} for b in p.picotron_backends()]:\n"
+        f"    sizes = {PLAIN_SIZES!r}[backend.op]\n"
+        "    request = Request(\n"
+        "        op=backend.op, device=profile('cpu'), dtype='float32', sizes=sizes\n"
+        "    )\n"
+        "    backend.supports(request), getattr(backend.level, '__call__', id)(request)\n"
         f"print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))"
     )
     command = [sys.executable, "-c", script, json.dumps(sys.path)]

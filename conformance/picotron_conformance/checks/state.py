@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
-from torch import Tensor
+import torch
+from torch import Generator, Tensor
 
 from picotron_conformance.calling import (
     Run,
@@ -19,12 +22,27 @@ from picotron_conformance.calling import (
     run,
     same_bits,
 )
-from picotron_conformance.check import Check, Profile, Record, Target, WrongKernelError, hinted
-from picotron_conformance.claimed import Question, claimed, question, two_shapes
+from picotron_conformance.check import (
+    Check,
+    Profile,
+    Record,
+    Target,
+    UndecidedError,
+    Verdict,
+    WrongKernelError,
+    hinted,
+)
+from picotron_conformance.claimed import (
+    Question,
+    claimed,
+    of_each_kind,
+    question,
+    smaller_and_larger,
+)
 from picotron_conformance.forms import FORMS
 from picotron_conformance.inputs import Placed
-from picotron_conformance.problem import problem_of
-from picotron_conformance.surroundings import changes, poisoned_memory, snapshot
+from picotron_conformance.problem import Case, problem_of
+from picotron_conformance.surroundings import CHANGED, poisoned_memory, put_back, snapshot
 from picotron_core.hardware import Device
 
 CALLS = 30  # a kernel that is right at first, as while it is tuned or cached, must stay right
@@ -47,86 +65,96 @@ def checks(op: str, dtype: str, device: Device, profile: Profile, seed: int) -> 
 
 
 def new_content(target: Target, record: Record, op: str, dtype: str) -> None:
-    """The same memory holds other numbers in the second call: results follow the numbers."""
+    """The same memory holds other numbers, then the same in another order: results follow them."""
     cases, training = claimed(target, op, dtype, wanted=lambda case: not case.layouts_overlap)
-    case, form = cases[0], FORMS[op]
-    placed: dict[str, Placed] = {}
-    upstream: dict[str, Placed] = {}
-    for seed in (target.seed, target.seed + 1):
-        problem = problem_of(case, seed)
-        now = placed_tensors(case, problem, target.device)
-        back = placed_upstream(case, problem, target.device) if training else {}
-        placed = {n: _refilled(placed.get(n, value), value) for n, value in now.items()}
-        upstream = {n: _refilled(upstream.get(n, value), value) for n, value in back.items()}
-        outputs, gradients = call(form, target.kernel, case, placed, upstream)
-        found = Run(placed, outputs, gradients)
-        with hinted("a result kept by the address of its inputs"):
-            judge_run(target, case, found, record, training=training, seed=seed)
+    form = FORMS[op]
+    for case in of_each_kind(cases):
+        placed: dict[str, Placed] = {}
+        upstream: dict[str, Placed] = {}
+        for now, seed in ((case, 0), (_reversed(case), 0), (case, 1)):
+            problem = problem_of(now, target.seed + seed)
+            fresh = placed_tensors(now, problem, target.device)
+            back = placed_upstream(now, problem, target.device) if training else {}
+            placed = {n: _refilled(placed.get(n, value), value) for n, value in fresh.items()}
+            upstream = {n: _refilled(upstream.get(n, value), value) for n, value in back.items()}
+            outputs, gradients = call(form, target.kernel, now, placed, upstream)
+            found = Run(placed, outputs, gradients)
+            with hinted("a result kept by the address, the shape or the sum of its inputs"):
+                judge_run(target, now, found, record, training=training, seed=target.seed + seed)
+
+
+def _reversed(case: Case) -> Case:
+    """The same values in reverse order, so that sums and extremes over them stay."""
+
+    def draw(generator: Generator) -> dict[str, Tensor]:
+        drawn = case.draw(generator)
+        return {
+            name: value.flip(tuple(range(value.dim()))) if value.is_floating_point() else value
+            for name, value in drawn.items()
+        }
+
+    return replace(case, draw=draw)
 
 
 def other_shapes(target: Target, record: Record, op: str, dtype: str) -> None:
-    """A call of one shape, of another, and of the first again with other numbers."""
+    """Calls of one size, a smaller and a larger one, in turn, with other numbers each time."""
     cases, training = claimed(target, op, dtype)
-    first, second = two_shapes(cases)
-    for number, case in enumerate((first, second, first, second)):
-        seed = target.seed + number // 2
-        found = run(target, case, training=training, seed=seed)
-        with hinted("a buffer or result kept from a call of another shape"):
-            judge_run(target, case, found, record, training=training, seed=seed)
+    for seed in (target.seed, target.seed + 1):
+        for case in smaller_and_larger(cases):
+            found = run(target, case, training=training, seed=seed)
+            with hinted("a buffer or result kept from a call of another shape"):
+                judge_run(target, case, found, record, training=training, seed=seed)
 
 
 def kept_results(target: Target, record: Record, op: str, dtype: str) -> None:
     """What the first call returned is not touched by the second."""
     cases, training = claimed(target, op, dtype)
-    first = run(target, cases[0], training=training)
-    before = _copied(first.results)
-    run(target, cases[0], training=training, seed=target.seed + 1)
-    for name, value in before.items():
-        now = first.results[name]
-        if now is not None and value is not None and not same_bits(now, value):
-            raise WrongKernelError(
-                f"{name} of the first call changed during the second",
-                hint="a result in a buffer that the kernel keeps and uses again",
-            )
+    for case in of_each_kind(cases):
+        first = run(target, case, training=training)
+        before = _copied(first.results)
+        run(target, case, training=training, seed=target.seed + 1)
+        for name, value in before.items():
+            now = first.results[name]
+            if now is not None and value is not None and not same_bits(now, value):
+                raise WrongKernelError(
+                    f"{name} of the first call changed during the second",
+                    hint="a result in a buffer that the kernel keeps and uses again",
+                )
 
 
 def interleaved(target: Target, record: Record, op: str, dtype: str) -> None:
     """Forward A, forward B, backward A, backward B: a pipeline with two micro-batches in flight."""
-    cases, training = claimed(target, op, dtype)
-    case, form = cases[0], FORMS[op]
-    if not training:
-        return
-    flights = []
-    for seed in (target.seed, target.seed + 1):
-        problem = problem_of(case, seed)
-        placed = placed_tensors(case, problem, target.device)
-        leaves = leaves_of(form, placed)
-        outputs = forward(form, target.kernel, case, placed, leaves)
-        flights.append((seed, placed, leaves, outputs, problem))
-    for seed, placed, leaves, outputs, problem in flights:
-        upstream = placed_upstream(case, problem, target.device)
-        gradients = backward(form, case, outputs, leaves, upstream)
-        found = Run(placed, {n: v.detach() for n, v in outputs.items()}, gradients)
-        with hinted("what the backward needs is kept outside of the graph"):
-            judge_run(target, case, found, record, training=True, seed=seed)
+    cases, form = _trained(target, op, dtype), FORMS[op]
+    for case in of_each_kind(cases):
+        flights = []
+        for seed in (target.seed, target.seed + 1):
+            problem = problem_of(case, seed)
+            placed = placed_tensors(case, problem, target.device)
+            leaves = leaves_of(form, placed)
+            outputs = forward(form, target.kernel, case, placed, leaves)
+            flights.append((seed, placed, leaves, outputs, problem))
+        for seed, placed, leaves, outputs, problem in flights:
+            upstream = placed_upstream(case, problem, target.device)
+            gradients = backward(form, case, outputs, leaves, upstream)
+            found = Run(placed, {n: v.detach() for n, v in outputs.items()}, gradients)
+            with hinted("what the backward needs is kept outside of the graph"):
+                judge_run(target, case, found, record, training=True, seed=seed)
 
 
 def backward_twice(target: Target, record: Record, op: str, dtype: str) -> None:
     """With retain_graph a second backward gives the same gradients."""
-    cases, training = claimed(target, op, dtype)
-    case, form = cases[0], FORMS[op]
-    if not training:
-        return
-    problem = problem_of(case, target.seed)
-    placed = placed_tensors(case, problem, target.device)
-    upstream = placed_upstream(case, problem, target.device)
-    leaves = leaves_of(form, placed)
-    outputs = forward(form, target.kernel, case, placed, leaves)
-    for last in (False, True):
-        gradients = backward(form, case, outputs, leaves, upstream, again=not last)
-        found = Run(placed, {n: v.detach() for n, v in outputs.items()}, gradients)
-        with hinted("a backward that overwrites what was saved, or adds to a buffer it keeps"):
-            judge_run(target, case, found, record, training=True)
+    cases, form = _trained(target, op, dtype), FORMS[op]
+    for case in of_each_kind(cases):
+        problem = problem_of(case, target.seed)
+        placed = placed_tensors(case, problem, target.device)
+        upstream = placed_upstream(case, problem, target.device)
+        leaves = leaves_of(form, placed)
+        outputs = forward(form, target.kernel, case, placed, leaves)
+        for last in (False, True):
+            gradients = backward(form, case, outputs, leaves, upstream, again=not last)
+            found = Run(placed, {n: v.detach() for n, v in outputs.items()}, gradients)
+            with hinted("a backward that overwrites what was saved, or adds to a buffer it keeps"):
+                judge_run(target, case, found, record, training=True)
 
 
 def repeat(target: Target, record: Record, op: str, dtype: str) -> None:
@@ -139,19 +167,25 @@ def repeat(target: Target, record: Record, op: str, dtype: str) -> None:
 
 
 def globals_unchanged(target: Target, record: Record, op: str, dtype: str) -> None:
-    """Random states, flags, threads, and the functions of torch are as before."""
+    """Random states, flags, threads, and the functions of torch are as before.
+
+    `ask` looks at them around every check; here the random states are such as no kernel would set.
+    """
     cases, training = claimed(target, op, dtype)
     if target.changes:
         raise WrongKernelError(f"loading the kernel changed {', '.join(target.changes)}")
-    run(target, cases[0], training=training)  # what is set up once, such as a library's handle
-    before = snapshot()
-    for case in two_shapes(cases):
-        run(target, case, training=training)
-    changed = changes(before, snapshot())
+    outside = snapshot()
+    try:
+        torch.manual_seed(target.seed + 0xC0FFEE)
+        random.seed(target.seed + 0xC0FFEE)
+        before = snapshot()
+        for case in of_each_kind(cases):
+            run(target, case, training=training)
+        changed = put_back(before)
+    finally:
+        put_back(outside)
     if changed:
-        raise WrongKernelError(
-            f"a call changed {', '.join(changed)}", hint="a setting that is not put back"
-        )
+        raise WrongKernelError(f"a call changed {', '.join(changed)}", hint=CHANGED)
 
 
 def poison(target: Target, record: Record, op: str, dtype: str) -> None:
@@ -163,6 +197,14 @@ def poison(target: Target, record: Record, op: str, dtype: str) -> None:
             found = run(target, case, training=training)
         with hinted("memory that is read, or handed out, before it is written"):
             judge_run(target, case, found, record, training=training)
+
+
+def _trained(target: Target, op: str, dtype: str) -> list[Case]:
+    """The cases that it claims with a backward. Raises: UndecidedError where there are none."""
+    cases, training = claimed(target, op, dtype)
+    if not training:
+        raise UndecidedError(Verdict.UNSUPPORTED, "it claims no training")
+    return cases
 
 
 def _refilled(old: Placed, new: Placed) -> Placed:

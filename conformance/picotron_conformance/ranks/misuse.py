@@ -15,7 +15,7 @@ from picotron_conformance.check import WrongKernelError
 from picotron_conformance.ranks.calls import COLLECTIVES, Begin, How, all_reduce, recv, send
 from picotron_conformance.ranks.groups import group_of
 from picotron_conformance.ranks.rank import Rank
-from picotron_conformance.surroundings import changes, snapshot
+from picotron_conformance.surroundings import put_back, snapshot
 from picotron_core.errors import PicotronError
 
 # How a kernel may say no. Not AssertionError or IndexError: those are accidents.
@@ -112,7 +112,7 @@ def surroundings(at: Rank) -> None:
     before = snapshot()
     _still_works(at)
     at.comm.barrier()
-    if changed := changes(before, snapshot()):
+    if changed := put_back(before):
         raise WrongKernelError(
             f"a call changed {', '.join(changed)}", hint="a setting that is not put back"
         )
