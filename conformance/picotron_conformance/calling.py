@@ -9,12 +9,20 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from picotron_conformance.check import Record, Target, WrongKernelError
+from picotron_conformance.check import (
+    Record,
+    Target,
+    UndecidedError,
+    Verdict,
+    WrongKernelError,
+)
 from picotron_conformance.forms import FORMS, Form
-from picotron_conformance.inputs import Placed, place
+from picotron_conformance.inputs import FAR, Placed, place
 from picotron_conformance.judge import judge
 from picotron_conformance.problem import Case, Problem, golden_results, problem_of, results_of
 from picotron_core.registry.types import Kernel
+
+ROOM_FOR_FAR = 6 * 2**30  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +69,8 @@ def run(
         memory with an input.
     """
     form = FORMS[case.op]
+    if FAR in case.layouts.values() and 0 < target.hardware.memory_bytes < ROOM_FOR_FAR:
+        raise UndecidedError(Verdict.UNSUPPORTED, "tensors of 4 GiB do not fit here")
     problem = problem_of(case, target.seed if seed is None else seed)
     placed = placed_tensors(case, problem, target.device)
     upstream = placed_upstream(case, problem, target.device) if training else {}
@@ -157,7 +167,7 @@ def unharmed(placed: Mapping[str, Placed]) -> None:
 
 def unaliased(placed: Mapping[str, Placed], outputs: Mapping[str, Tensor]) -> None:
     """No output shares memory with an input."""
-    owners = {value.buffer.untyped_storage().data_ptr(): name for name, value in placed.items()}
+    owners = {value.tensor.untyped_storage().data_ptr(): name for name, value in placed.items()}
     for name, output in outputs.items():
         other = owners.get(output.untyped_storage().data_ptr())
         if other is not None and output.numel():

@@ -85,16 +85,23 @@ LAYOUTS = (
     "broadcast",
     "scalar",
 )
+# Not drawn at random: the rows of dim 0 lie so far apart that 32 bits cannot count the elements
+# between the first and the last. The memory between is never touched, so a CPU never provides it.
+FAR = "far"
+FAR_ELEMENTS = 2**31
 GUARD = 64  # elements before and after; a multiple of any vector width keeps "contiguous" aligned
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A tensor inside a larger buffer whose other elements are poison."""
+    """A tensor inside a larger buffer whose other elements are poison; see `place`.
+
+    before: a copy of the buffer.
+    """
 
     tensor: Tensor
     buffer: Tensor
-    before: Tensor  # a copy of the whole buffer
+    before: Tensor
     version: int
 
     def touched(self) -> str:
@@ -108,6 +115,8 @@ class Placed:
 
     def spilled(self) -> bool:
         """Whether anything in the buffer beside the tensor itself was changed."""
+        if self.buffer is self.tensor:
+            return False
         inside = torch.zeros_like(self.buffer, dtype=torch.bool)
         shape, strides = self.tensor.shape, self.tensor.stride()
         inside.as_strided(shape, strides, self.tensor.storage_offset()).fill_(True)
@@ -115,8 +124,9 @@ class Placed:
 
     def _changed(self) -> Tensor:
         """By element of the buffer; compared as bits, for NaN is not equal to NaN."""
-        differ = self.buffer.view(torch.uint8) != self.before.view(torch.uint8)
-        return differ.view(len(self.buffer), -1).any(-1)
+        after, before = self.buffer.reshape(-1), self.before.reshape(-1)
+        differ = after.view(torch.uint8) != before.view(torch.uint8)
+        return differ.view(len(after), -1).any(-1)
 
 
 def place(value: Tensor, dtype: torch.dtype, layout: str, device: torch.device) -> Placed:
@@ -126,6 +136,8 @@ def place(value: Tensor, dtype: torch.dtype, layout: str, device: torch.device) 
     and "scalar" the value must be constant along the dims of stride 0: see `as_laid_out`.
     """
     value = value.to(dtype)
+    if layout == FAR:
+        return _place_far(value, device)
     ndim = value.dim()
     steps = [2 if layout == "strided" and d == ndim - 1 else 1 for d in range(ndim)]
     margins = [(0, 0)] * ndim
@@ -156,6 +168,16 @@ def place(value: Tensor, dtype: torch.dtype, layout: str, device: torch.device) 
     tensor[tuple(once)].copy_(value[tuple(once)])
     tensor = tensor.detach()
     return Placed(tensor, buffer, buffer.clone(), tensor._version)
+
+
+def _place_far(value: Tensor, device: torch.device) -> Placed:
+    """Rows without poison around them: to write it would take the gigabytes in between."""
+    rows, width = len(value), value[0].numel()
+    step = -(-FAR_ELEMENTS // (rows - 1))
+    space = torch.empty((rows - 1) * step + width, dtype=value.dtype, device=device)
+    tensor = space.as_strided(value.shape, (step, *value[0].contiguous().stride()))
+    tensor.copy_(value)
+    return Placed(tensor, tensor, tensor.clone(), tensor._version)
 
 
 def as_laid_out(value: Tensor, layout: str) -> Tensor:

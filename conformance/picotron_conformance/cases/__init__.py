@@ -13,6 +13,7 @@ from typing import Any
 
 from picotron_conformance.cases import attention, loss, norm, rope, swiglu
 from picotron_conformance.check import Profile
+from picotron_conformance.inputs import FAR
 from picotron_conformance.problem import Case
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -38,7 +39,12 @@ _GRIDS: dict[str, Callable[[str, Profile, int], Iterable[Case]]] = {
 @lru_cache(maxsize=256)
 def cases_of(op: str, dtype: str, profile: Profile, seed: int) -> tuple[Case, ...]:
     """All cases of an op in a profile. Made once: golden results are kept by case."""
-    cases = tuple(_GRIDS[op](dtype, profile, seed))
+    # In float32 the far rows would take 8 GiB, which some machines do not even promise.
+    cases = tuple(
+        case
+        for case in _GRIDS[op](dtype, profile, seed)
+        if dtype != "float32" or FAR not in case.layouts.values()
+    )
     names = [case.name for case in cases]
     assert len(names) == len(set(names)), f"two cases of {op} share a name: {sorted(names)}"
     return cases

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from picotron_conformance.cases.draws import drawn
 from picotron_conformance.check import Profile
-from picotron_conformance.inputs import DISTRIBUTIONS, LAYOUTS
+from picotron_conformance.inputs import DISTRIBUTIONS, FAR, LAYOUTS
 from picotron_conformance.problem import Case
 
 # What differs from B=2, H=4, K=2, T=S=17, D=16, causal, normal values, contiguous.
@@ -84,6 +84,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "layout-fused": {"layout": "fused"},
     "layout-strided": {"layout": "strided"},
     "layout-broadcast": {"layout": "broadcast"},
+    "layout-far": {"layouts": {"k": FAR}},
     "layout-k-transposed": {"layouts": {"k": "transposed"}},
     "layout-docs-strided": {"docs": "packed", "layouts": {"doc_ids": "strided"}},
     "upstream-scalar": {"upstream_layout": "scalar"},

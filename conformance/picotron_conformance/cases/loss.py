@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from picotron_conformance.cases.draws import drawn
 from picotron_conformance.check import Profile
-from picotron_conformance.inputs import DISTRIBUTIONS, LAYOUTS
+from picotron_conformance.inputs import DISTRIBUTIONS, FAR, LAYOUTS
 from picotron_conformance.problem import Case
 from picotron_core.ops.loss import IGNORE_INDEX
 
@@ -60,6 +60,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "layout-sliced": {"layout": "sliced"},
     "layout-strided": {"layout": "strided"},
     "layout-broadcast": {"layout": "broadcast"},
+    "layout-far": {"layouts": {"weight": FAR}},
     "layout-targets-strided": {"layouts": {"targets": "strided"}},
     "layout-targets-broadcast": {
         "layouts": {"targets": "scalar"},

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from picotron_conformance.cases.draws import drawn
 from picotron_conformance.check import Profile
-from picotron_conformance.inputs import DISTRIBUTIONS, LAYOUTS
+from picotron_conformance.inputs import DISTRIBUTIONS, FAR, LAYOUTS
 from picotron_conformance.problem import Case
 
 # What differs from x (2, 5, 64), eps 1e-5, normal values, a signed weight, contiguous.
@@ -45,6 +45,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "layout-sliced": {"layout": "sliced"},
     "layout-strided": {"layout": "strided"},
     "layout-broadcast": {"layout": "broadcast"},
+    "layout-far": {"layouts": {"x": FAR}},
     "layout-weight-strided": {"layouts": {"weight": "strided"}},
     "layout-weight-scalar": {"layouts": {"weight": "scalar"}},
     "layout-2d-transposed": {"shape": (6, 40), "layouts": {"x": "transposed"}},

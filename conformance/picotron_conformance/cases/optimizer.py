@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from random import Random
 from typing import Any
 
@@ -85,7 +86,13 @@ FULL: dict[str, dict[str, Any]] = {
 }
 
 
-def cases(profile: Profile, seed: int) -> Iterator[Updates]:
+@lru_cache(maxsize=64)
+def cases(profile: Profile, seed: int) -> tuple[Updates, ...]:
+    """Made once: golden results are kept by case."""
+    return tuple(_cases(profile, seed))
+
+
+def _cases(profile: Profile, seed: int) -> Iterator[Updates]:
     for name, options in (QUICK if profile == "quick" else QUICK | FULL).items():
         yield Updates(name=name, **options)
     for number, random in enumerate(drawn("optimizer", "", profile, seed)):

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from picotron_conformance.cases.draws import drawn
 from picotron_conformance.check import Profile
-from picotron_conformance.inputs import DISTRIBUTIONS, LAYOUTS
+from picotron_conformance.inputs import DISTRIBUTIONS, FAR, LAYOUTS
 from picotron_conformance.problem import Case
 
 # What differs from B=2, H=4, K=2, T=9, D=16, positions 0..T-1 for all sequences.
@@ -45,6 +45,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "layout-fused": {"layout": "fused"},
     "layout-strided": {"layout": "strided"},
     "layout-broadcast": {"layout": "broadcast"},
+    "layout-far": {"layouts": {"q": FAR}},
     "layout-tables-strided": {"layouts": {"cos": "strided", "sin": "strided"}},
     "layout-tables-transposed": {"layouts": {"cos": "transposed", "sin": "sliced"}},
     "layout-tables-broadcast": {

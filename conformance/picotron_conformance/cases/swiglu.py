@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from picotron_conformance.cases.draws import drawn
 from picotron_conformance.check import Profile
-from picotron_conformance.inputs import DISTRIBUTIONS, LAYOUTS
+from picotron_conformance.inputs import DISTRIBUTIONS, FAR, LAYOUTS
 from picotron_conformance.problem import Case
 
 # What differs from (2, 5, 48), normal values, contiguous.
@@ -42,6 +42,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "layout-sliced": {"layout": "sliced"},
     "layout-strided": {"layout": "strided"},
     "layout-broadcast": {"layout": "broadcast"},
+    "layout-far": {"layouts": {"gate": FAR}},
     "layout-gate-transposed": {"layouts": {"gate": "transposed"}},
     "layout-up-strided": {"layouts": {"up": "strided"}},
     "layout-up-broadcast": {"layouts": {"up": "broadcast"}},
