@@ -63,7 +63,8 @@ def _oracle_attention(
     tensors: Mapping[str, Tensor], options: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     given: dict[str, Any] = {n: value for n, value in options.items() if n != "return_lse"}
-    out, lse = oracles.attention(tensors["q"], tensors["k"], tensors["v"], **given)
+    q, k, v = (tensors[name] for name in "qkv")
+    out, lse = oracles.attention(q, k, v, doc_ids=tensors.get("doc_ids"), **given)
     return {"out": out, "lse": lse}
 
 

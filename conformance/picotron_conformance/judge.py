@@ -58,14 +58,17 @@ def _golden(value: Tensor, draws: Sequence[Tensor], coherent: bool) -> Golden:
     spread = errors.square().mean(0).sqrt()
     noise = torch.maximum(spread, ROW_SHARE * _row_rms(spread))
     gains = torch.tensor([_gain(error, value) for error in errors], dtype=torch.float64)
+    size = torch.where(finite, value, 0.0).abs()
+    power, moved = float(size.square().sum()), noise * size
     # A few runs may hide how far the factor moves; errors of the elements alone move it so far.
-    parts = noise * torch.where(finite, value, 0.0).abs()
-    power = float(torch.where(finite, value, 0.0).square().sum())
-    moved = float(parts.sum() if coherent else parts.square().sum().sqrt())
+    least = float(moved.sum() if coherent else moved.square().sum().sqrt())
+    drowned = power <= float(noise.square().sum())  # what is left of a cancellation has no factor
     return Golden(
         value=value,
         noise=noise,
-        gain_noise=max(float(gains.square().mean().sqrt()), moved / power if power else 0.0),
+        gain_noise=(
+            math.inf if drowned else max(float(gains.square().mean().sqrt()), least / power)
+        ),
         distinct=len(torch.unique(value)),
     )
 

@@ -6,7 +6,7 @@ from random import Random
 
 from picotron_conformance.check import Profile
 
-DRAWN = {"quick": 4, "full": 40, "fuzz": 200}
+DRAWN = {"quick": 4, "full": 100, "fuzz": 400}
 
 
 def drawn(op: str, dtype: str, profile: Profile, seed: int) -> list[Random]:
