@@ -28,7 +28,7 @@ LIMITS = {
         1.5, "root mean square of all; 1.0 in right kernels: a little wrong everywhere is seen here"
     ),
     "few": Limit(
-        6.0, "added to `tensor`, over the square root of the distinct values: one has no average"
+        8.0, "added to `tensor`, over the square root of the distinct values: one has no average"
     ),
     "bias": Limit(
         0.2, "of a roundoff, as a factor on the whole: nearest rounding has none, truncation 0.7"

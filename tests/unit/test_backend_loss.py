@@ -134,6 +134,9 @@ def test_backward_twice_gives_the_same():
     assert all(map(torch.equal, first, second))
 
 
+PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_)
+
+
 class Allocations(TorchDispatchMode):
     """The sizes of all that torch's ops return, and the matrix products, both ways."""
 
@@ -148,7 +151,7 @@ class Allocations(TorchDispatchMode):
         self.largest = max(
             self.largest, *(t.numel() for t in tensors if isinstance(t, torch.Tensor)), 0
         )
-        self.products += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm)
+        self.products += func.overloadpacket in PRODUCTS
         return result
 
 

@@ -39,7 +39,7 @@ class ChunkedLoss(torch.autograd.Function):
         exact = torch.promote_types(weight.dtype, torch.float32)
         total = torch.zeros((), dtype=exact, device=hidden.device)
         dhidden = torch.empty_like(hidden) if wants_hidden else None
-        # A sum over many chunks: in 16 bits each addition would round.
+        # A sum over many chunks: in 16 bits each product and each addition would round.
         dweight = torch.zeros_like(weight, dtype=exact) if wants_weight else None
         (N, E), V = hidden.shape, len(weight)
         size = chunk_rows(N=N, E=E, V=V)
@@ -59,7 +59,7 @@ class ChunkedLoss(torch.autograd.Function):
             if dhidden is not None:
                 torch.mm(dlogits, weight, out=dhidden[rows])
             if dweight is not None:
-                dweight += dlogits.T @ hidden[rows]
+                _add_product(dweight, dlogits.T, hidden[rows])
         ctx.save_for_backward(dhidden, dweight)
         ctx.dtype = weight.dtype
         return total.float()
@@ -74,3 +74,11 @@ class ChunkedLoss(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a b in total's dtype throughout, by tensor cores where torch can ask for that."""
+    if total.is_cuda and a.dtype != total.dtype and hasattr(torch.ops.aten.mm, "dtype"):
+        total += torch.mm(a, b, out_dtype=total.dtype)
+    else:
+        total.addmm_(a.to(total.dtype), b.to(total.dtype))

@@ -65,7 +65,7 @@ FAMILIES = (
     Family("groups-apart", "exact", groups.groups_apart, least=3),
     Family("many-calls", "state", values.many_calls),
     Family("kept-results", "state", values.kept_results),
-    Family("surroundings", "state", misuse.surroundings),
+    Family("globals", "state", misuse.globals_unchanged),
     Family("restart", "state", misuse.restarts),
     Family("leaves", "special", values.leaves),
     Family("strided", "special", misuse.strided),

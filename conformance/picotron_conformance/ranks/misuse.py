@@ -106,7 +106,7 @@ def restarts(at: Rank) -> None:
             all_reduce(at, How((4,), members=members)).finish()
 
 
-def surroundings(at: Rank) -> None:
+def globals_unchanged(at: Rank) -> None:
     """Random states, the default dtype, threads and flags are as before."""
     _still_works(at)  # what is set up once
     before = snapshot()
