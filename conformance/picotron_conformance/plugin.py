@@ -69,3 +69,16 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from None
     config.stash[PROOF] = proof
     config.pluginmanager.register(proof, "picotron-proof")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    suite = "picotron_conformance.test_backend"
+    if PROOF not in config.stash and any(_module(item) == suite for item in items):
+        raise pytest.UsageError(
+            "Say what to prove: --picotron-backend OP=NAME, NAME, or all. "
+            "`picotron backends` lists what is there."
+        )
+
+
+def _module(item: pytest.Item) -> str:
+    return getattr(getattr(item, "module", None), "__name__", "")

@@ -75,7 +75,7 @@ def _suite(certificate: Certificate) -> Iterator[Finding]:
     then = {"suite": certificate.suite_sha256, "contracts": certificate.contracts_sha256}
     for name, sha256 in here.items():
         if then[name] == sha256:
-            yield Finding("good", f"the {name} here are the same: sha256 {sha256[:16]}")
+            yield Finding("good", f"the same {name} as here: sha256 {sha256[:16]}")
         else:
             yield Finding(
                 "bad",

@@ -174,7 +174,9 @@ def _unknown(
     inactive: Sequence[str],
 ) -> str:
     ops = sorted({c.backend.op for c in candidates if is_called(c, name)})
-    hint = did_you_mean(name, {c.backend.name for c in mine} | {AUTO})
+    qualified = "/" in name
+    near = {c.qualified_name if qualified else c.backend.name for c in mine} | {AUTO}
+    hint = did_you_mean(name, near)
     if ops:
         hint = f"{name!r} has: {', '.join(ops)}. {hint}"
         if rule.op == "*":

@@ -67,6 +67,7 @@ FAMILIES = (
     Family("kept-results", "state", values.kept_results),
     Family("globals", "state", misuse.globals_unchanged),
     Family("restart", "state", misuse.restarts),
+    Family("nan", "special", values.not_numbers, FLOATS),
     Family("leaves", "special", values.leaves),
     Family("strided", "special", misuse.strided),
     Family("wrong-sizes", "refusals", misuse.wrong_sizes),

@@ -47,6 +47,12 @@ class Pending:
         if self.source is not None:
             self.source.check_unchanged(self.what)
 
+    def reuse(self) -> None:
+        """Overwrite the tensors, as their owner may once they have been waited for."""
+        self.result.tensor.zero_()
+        if self.source is not None:
+            self.source.tensor.zero_()
+
     def _looks_like(self, found: Tensor) -> str:
         wanted = self.wanted
         if torch.equal(found, self.own):

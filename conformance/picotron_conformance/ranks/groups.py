@@ -33,6 +33,7 @@ def subgroups(at: Rank) -> None:
         for shape in ((5,), (2, 3), (1025,)):
             for begin in COLLECTIVES.values():
                 begin(at, How(shape, members=members, salt=salt)).finish()
+                begin(at, How(shape, members=members, salt=salt, async_op=True)).finish()
             for src in members.ranks:
                 broadcast(at, How(shape, members=members, salt=salt), src=src).finish()
         at.comm.barrier(group=members.group)

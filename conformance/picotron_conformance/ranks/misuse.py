@@ -15,7 +15,7 @@ from picotron_conformance.check import WrongKernelError
 from picotron_conformance.ranks.calls import COLLECTIVES, Begin, How, all_reduce, recv, send
 from picotron_conformance.ranks.groups import group_of
 from picotron_conformance.ranks.rank import Rank
-from picotron_conformance.surroundings import put_back, snapshot
+from picotron_conformance.surroundings import CHANGED, put_back
 from picotron_core.errors import PicotronError
 
 # How a kernel may say no. Not AssertionError or IndexError: those are accidents.
@@ -107,15 +107,11 @@ def restarts(at: Rank) -> None:
 
 
 def globals_unchanged(at: Rank) -> None:
-    """Random states, the default dtype, threads and flags are as before."""
-    _still_works(at)  # what is set up once
-    before = snapshot()
+    """Random states, the default dtype, threads and flags are as before the kernel was loaded."""
     _still_works(at)
     at.comm.barrier()
-    if changed := put_back(before):
-        raise WrongKernelError(
-            f"a call changed {', '.join(changed)}", hint="a setting that is not put back"
-        )
+    if changed := put_back(at.outside):
+        raise WrongKernelError(f"the kernel changed {', '.join(changed)}", hint=CHANGED)
 
 
 def timeouts(at: Rank) -> None:
@@ -124,7 +120,8 @@ def timeouts(at: Rank) -> None:
     """
     members = group_of(at, *range(at.world))
     if at.rank > 0:
-        at.sees(["over"], within_s=8 * TIMEOUT_S)
+        if not at.sees(["over"], within_s=5 * TIMEOUT_S):
+            raise WrongKernelError(f"rank 0 waits for longer than its {TIMEOUT_S:g} s, and goes on")
         return
     started = time.monotonic()
     try:
@@ -132,11 +129,12 @@ def timeouts(at: Rank) -> None:
     except WrongKernelError:
         raise
     except Exception as error:  # noqa: BLE001 - however it says so
-        at.mark("over")
         if time.monotonic() - started < TIMEOUT_S / 2:
             raise WrongKernelError(f"it gave up early, with {error}") from None
-        return
-    raise WrongKernelError("all_reduce returned although no other rank had called it")
+    else:
+        raise WrongKernelError("all_reduce returned although no other rank had called it")
+    finally:
+        at.mark("over")
 
 
 def _still_works(at: Rank) -> None:

@@ -14,7 +14,7 @@ from picotron_core.ops.comm import ReduceOp
 Shape = tuple[int, ...]
 
 MOST_RANKS = 4
-# Values of one place differ by rank, and go up to 4 * span: sums of four are exact in the dtype, and
+# Values of one place differ by rank and go up to 4 * span: sums of four are exact in the dtype, but
 # not in one with fewer bits.
 SPANS = {
     torch.bool: 1,

@@ -15,6 +15,7 @@ import torch
 from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-defined]
 
 from picotron_conformance.check import WrongKernelError
+from picotron_conformance.surroundings import snapshot
 from picotron_core.ops.comm import Comm, Group
 from picotron_core.registry.plugins import load_registry
 
@@ -33,6 +34,7 @@ class Rank:
 
     large: with the sizes of the full profile.
     events: a store for what ranks tell each other; empty when a question begins.
+    outside: the state of the process before the kernel was loaded.
     """
 
     comm: Comm
@@ -42,6 +44,7 @@ class Rank:
     folder: str
     timeout_s: float
     events: Any
+    outside: list[Any]
     dtype: torch.dtype = torch.float32
     large: bool = False
     seed: int = 0
@@ -138,6 +141,7 @@ def main(connection: Connection, place: Place) -> None:
 
 
 def _started(place: Place) -> Rank:
+    outside = snapshot()
     registry = load_registry([place.plugin] if place.plugin else [])
     (kernel,) = (
         candidate.backend.load()
@@ -156,6 +160,7 @@ def _started(place: Place) -> Rank:
         folder=place.folder,
         timeout_s=place.timeout_s,
         events=FileStore(f"{place.folder}/events", place.world),
+        outside=outside,
     )
     at.comm.stop()  # nothing was started: no error
     at.start("kernel")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 
 from picotron_conformance.check import WrongKernelError
@@ -19,7 +20,7 @@ from picotron_conformance.ranks.calls import (
 from picotron_conformance.ranks.rank import Rank
 
 PATIENCE_S = 10.0  # for an event that a right kernel cannot prevent
-LINGER_S = 0.1  # the late rank's: time for others to be wrong in; right ones pass whatever it is
+LINGER_S = 0.05  # the late rank's: time for others to be wrong in; right ones pass whatever it is
 
 
 def late_ranks(at: Rank) -> None:
@@ -38,16 +39,30 @@ def _with_late_ranks(at: Rank, *, async_op: bool) -> None:
         calls: dict[str, Begin] = {**COLLECTIVES, "broadcast": partial(broadcast, src=late)}
         for name, begin in calls.items():
             _one_is_late(at, late, f"{name}-{late}", begin, how)
-        peer = (late + 1) % at.world
-        if at.rank in (late, peer):
-            begin = partial(send, dst=peer) if at.rank == late else partial(recv, src=late)
-            _one_is_late(at, late, f"message-{late}", begin, how, among=(late, peer))
+        early = (late + 1) % at.world
+        if at.rank in (late, early):
+            begin = partial(send, dst=early) if at.rank == late else partial(recv, src=late)
+            _one_is_late(at, late, f"message-{late}", begin, how, others=[early])
+            begin = partial(recv, src=early) if at.rank == late else partial(send, dst=late)
+            _one_is_late(at, late, f"message-to-{late}", begin, how, others=[early], needed=False)
+        begin = partial(broadcast, src=early)
+        _one_is_late(at, late, f"broadcast-to-{late}", begin, how, needed=False)
 
 
 def _one_is_late(
-    at: Rank, late: int, name: str, begin: Begin, how: How, *, among: tuple[int, ...] = ()
+    at: Rank,
+    late: int,
+    name: str,
+    begin: Begin,
+    how: How,
+    *,
+    others: Sequence[int] = (),
+    needed: bool = True,
 ) -> None:
-    others = [rank for rank in among or at.all.ranks if rank != late]
+    """needed: the others cannot be done before `late` has come. If it only receives, they may be,
+    and use their tensors again.
+    """
+    others = others or [rank for rank in at.all.ranks if rank != late]
     if at.rank == late:
         came = at.sees([f"{name}-called-{rank}" for rank in others], within_s=PATIENCE_S)
         if not came:
@@ -65,16 +80,16 @@ def _one_is_late(
     if how.async_op:
         at.mark(f"{name}-called-{at.rank}")
         pending.work.wait()
-    if not at.sees([f"{name}-late"]):
+    if needed and not at.sees([f"{name}-late"]):
         raise WrongKernelError(
             f"{pending.what}: {'wait()' if how.async_op else 'it'} returned before rank {late} had "
             "called it, so without its numbers",
             hint="a wait that does not wait",
         )
-    if how.async_op:
-        pending.check()  # gloo's work cannot be waited for twice
-    else:
-        pending.finish()
+    if not how.async_op:  # gloo's work cannot be waited for twice
+        pending.work.wait()
+    pending.check()
+    pending.reuse()
 
 
 def together(at: Rank) -> None:

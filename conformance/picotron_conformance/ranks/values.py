@@ -156,12 +156,41 @@ def kept_results(at: Rank) -> None:
         pending.check()
 
 
+def not_numbers(at: Rank) -> None:
+    """A NaN or an infinity of one rank reaches all: training looks for overflow by it. What is
+    moved keeps its bits, those of NaN, of -0 and of subnormal numbers included.
+    """
+    odd = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0, 1.0, torch.inf]).to(at.dtype)
+    odd[4] = torch.finfo(at.dtype).smallest_normal / 4
+    last = at.world - 1
+    total = (odd if at.rank == last else torch.ones_like(odd)).to(at.device, copy=True)
+    total[-1] = -torch.inf if at.rank == 0 else torch.inf  # NaN, if more than one rank
+    at.comm.all_reduce(total).wait()
+    found = [float(x) for x in total[[0, 1, 2, 5]]]
+    wanted = [torch.nan, torch.inf, -torch.inf, torch.nan if last else -torch.inf]
+    if str(found) != str(wanted):
+        raise WrongKernelError(
+            f"all_reduce of NaN, inf, -inf of one rank, and inf - inf: {found}, must be {wanted}",
+            hint="numbers that are clamped, or sent in a form that has no NaN",
+        )
+    moved = (odd if at.rank == last else torch.zeros_like(odd)).to(at.device, copy=True)
+    gathered = torch.zeros(at.world * len(odd), dtype=at.dtype, device=at.device)
+    at.comm.all_gather_into_tensor(gathered, moved).wait()
+    at.comm.broadcast(moved, src=last).wait()
+    for name, result in (("all_gather_into_tensor", gathered[-6:]), ("broadcast", moved)):
+        if not torch.equal(result.cpu().view(torch.uint8), odd.view(torch.uint8)):
+            raise WrongKernelError(
+                f"{name} of {odd.tolist()}: {result.tolist()}, or other bits",
+                hint="numbers that are converted, flushed to zero, or added to zeros",
+            )
+
+
 def leaves(at: Rank) -> None:
     """Weights are leaves that require a gradient; they change in place all the same, and what is
     gathered from them is no part of a graph.
     """
-    for grad_mode in (True, False):
-        with torch.set_grad_enabled(grad_mode):
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with mode():
             leaf = payload(at.rank, (6,), at.dtype).to(at.device).requires_grad_()
             address = leaf.data_ptr()
             at.comm.broadcast(leaf, src=at.world - 1).wait()

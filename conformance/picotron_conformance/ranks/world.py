@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import sys
 import time
 import types
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from tempfile import TemporaryDirectory
@@ -16,6 +17,7 @@ from picotron_conformance.check import WrongKernelError
 from picotron_conformance.ranks.rank import Answer, Place, Question, main
 from picotron_core.registry.types import Candidate
 
+PRELOADED = ("rank", "values", "timing", "groups", "misuse")
 LIMIT_S = 40.0  # for one question, all ranks together
 GRACE_S = 0.5  # for the others, once a rank's answer is bad: they may wait for it for ever
 
@@ -67,6 +69,7 @@ def ask(key: Key, question: Question, *, last: bool = False) -> None:
             del _running[key]
 
 
+@atexit.register
 def end_all() -> None:
     """Let the ranks that run leave in order."""
     while _running:
@@ -82,7 +85,7 @@ class World:
         self._connections: list[Connection] = []
         # A server that has imported torch once forks every rank, and has no threads to lose.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([main.__module__, "picotron_conformance.checks"])
+        context.set_forkserver_preload([f"{__package__}.{name}" for name in PRELOADED])
         provider = key.candidate.provider
         try:
             for rank in range(key.world):
@@ -114,7 +117,8 @@ class World:
 
     def end(self) -> None:
         for connection in self._connections:
-            connection.send(None)
+            with suppress(OSError):  # one that has ended by itself
+                connection.send(None)
         for process in self._processes:
             process.join(2)
         self.kill()

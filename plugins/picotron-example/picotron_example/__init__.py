@@ -23,5 +23,7 @@ def picotron_backends() -> Iterable[Backend]:
         level=Level.ACCELERATED,
         load=kernel_from("picotron_example.norm:rms_norm"),
         supports=supports,
+        memory="linear",
+        compiles=True,
         summary="example: one autograd node, its backward in closed form",
     )

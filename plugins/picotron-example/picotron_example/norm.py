@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
@@ -25,10 +26,11 @@ class OnePass(torch.autograd.Function):
         return (x * scale).to(x.dtype) * weight
 
     @staticmethod
+    @once_differentiable  # `scale` would be taken for a constant, and the answer be wrong
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
         normed = x * scale
         scaled = grad.float() * weight
         dx = scale * (scaled - normed * (scaled * normed).mean(-1, keepdim=True))
-        dw = (grad.float() * normed).flatten(0, -2).sum(0)
+        dw = (grad.float() * normed).reshape(-1, x.shape[-1]).sum(0)  # also of x with no rows
         return dx.to(x.dtype), dw.to(weight.dtype), None
