@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test check bench meta format clean
 
 demo: .venv/run  ## train a small model on the Python standard library, and read what it writes
 	$(BIN)/picotron train examples/demo.toml
@@ -16,6 +16,10 @@ check: .venv/dev  ## lint, format, types, import law
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+meta: .venv/dev  ## the suite against all wrong and right kernels: about an hour, writes docs/kill_matrix.md
+	OMP_NUM_THREADS=1 $(BIN)/python tests/meta/kill_matrix.py
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/meta --meta-all
 
 bench: .venv/dev  ## benchmarks: compare numbers of one run only
 	$(BIN)/python -m pytest -q benchmarks/bench_*.py --benchmark-enable --benchmark-only

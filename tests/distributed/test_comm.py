@@ -1,27 +1,87 @@
-"""The collectives, by one contract: `local` alone, `gloo-cpu` among real processes."""
+"""The collectives under the conformance suite, and what it says of ranks that go wrong."""
 
 import re
+from collections import Counter
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
+from picotron_conformance.check import Verdict
+from picotron_conformance.ranks import world
+from picotron_conformance.run import ask, plan, target_of
 
-RANK = Path(__file__).with_name("comm_checks.py")
+from picotron_core.hardware import profile
+from picotron_core.registry.plugins import load_registry
+
+CPU = profile("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _no_ranks_left():
+    yield
+    world.end_all()
+
+
+def outcomes(qualified_name, size="quick", wanted=lambda check: True):
+    plugins = [name for name in [qualified_name.partition("/")[0]] if name != "picotron"]
+    (candidate,) = (
+        candidate
+        for candidate in load_registry(plugins).candidates
+        if (candidate.backend.op, candidate.qualified_name) == ("comm", qualified_name)
+    )
+    load = cache(partial(target_of, candidate, device=CPU, profile=size, seed=0))
+    return [
+        ask(candidate, check, load, device=CPU)
+        for check in plan("comm", device=CPU, profile=size, seed=0)
+        if wanted(check)
+    ]
+
+
+@pytest.mark.parametrize(("backend", "passed"), [("local", 48), ("gloo-cpu", 170)])
+def test_every_collective_keeps_the_contract(backend, passed):
+    found = outcomes(f"picotron/{backend}")
+    verdicts = Counter(outcome.verdict for outcome in found)
+    assert verdicts.keys() <= {Verdict.PASS, Verdict.UNSUPPORTED}, [
+        (outcome.id, outcome.detail)
+        for outcome in found
+        if outcome.verdict not in (Verdict.PASS, Verdict.UNSUPPORTED)
+    ]
+    assert verdicts[Verdict.PASS] >= passed
+
+
+def test_a_subgroup_waits_no_longer_than_the_run():
+    """torch would give a subgroup half an hour, whatever the run was given."""
+    (outcome,) = outcomes(
+        "picotron/gloo-cpu",
+        "full",
+        lambda check: (check.name, check.case) == ("timeout", "world-2"),
+    )
+    assert outcome.verdict is Verdict.PASS, outcome.detail
 
 
 @pytest.mark.parametrize(
-    ("backend", "world"), [("local", 1), ("gloo-cpu", 1), ("gloo-cpu", 2), ("gloo-cpu", 3)]
+    ("mutant", "families", "verdict", "said"),
+    [
+        (
+            "hangs",
+            ("barrier", "group-messages"),
+            Verdict.TIMEOUT,
+            r"rank 1 is at comm.py:\d+ barrier",
+        ),
+        ("dies", ("broadcast", "group-messages"), Verdict.ERROR, "rank 2 of 3.* exit code 3"),
+        ("nothing_reduced", ("all-reduce", "all-gather"), Verdict.FAIL, r"of 3: all_reduce\(sum"),
+    ],
 )
-def test_every_collective_keeps_the_contract(backend, world, run_ranks, tmp_path):
-    checks = re.search(r"^CHECKS = \((.*?)\)", RANK.read_text(), re.DOTALL | re.MULTILINE)
-    names = checks[1].replace(",", " ").split()
-    assert len(names) >= 9
-    for result in run_ranks([str(RANK), backend, "check_everything", str(tmp_path)], world):
-        assert result.returncode == 0, result.stderr
-        assert result.stdout.split() == names
-
-
-def test_a_subgroup_waits_no_longer_than_the_run(run_ranks, tmp_path):
-    """torch would give a subgroup half an hour, whatever the run was given."""
-    results = run_ranks([str(RANK), "gloo-cpu", "leave_a_subgroup_waiting", str(tmp_path)], 2)
-    assert [result.returncode for result in results] == [0, 0], results[0].stderr
-    assert results[0].stdout == "timed out\n"
+def test_ranks_that_go_wrong_are_named_and_the_next_check_is_asked(
+    mutant, families, verdict, said, monkeypatch
+):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "meta")
+    monkeypatch.setattr(world, "LIMIT_S", 3.0)
+    wrong, right = outcomes(
+        f"mutants/{mutant}",
+        wanted=lambda check: (
+            (check.case, check.dtype) == ("world-3", "float32") and check.name in families
+        ),
+    )
+    assert (wrong.verdict, right.verdict) == (verdict, Verdict.PASS)
+    assert re.search(said, wrong.detail), wrong.detail

@@ -96,7 +96,7 @@ def restarts(at: Rank) -> None:
     members = group_of(at, *range(0, at.world, 2))
     if at.rank in members.ranks:
         all_reduce(at, How((4,), members=members)).finish()
-    for name in ("again", "and-again"):
+    for name in (f"again-{at.number}", f"and-again-{at.number}"):
         at.comm.stop()
         at.comm.stop()
         at.start(name)

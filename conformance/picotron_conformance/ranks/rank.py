@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
 import signal
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, Literal
 
@@ -18,6 +18,8 @@ from picotron_conformance.check import WrongKernelError
 from picotron_conformance.surroundings import snapshot
 from picotron_core.ops.comm import Comm, Group
 from picotron_core.registry.plugins import load_registry
+
+WHERE = signal.SIGUSR1  # a rank that gets it writes down where it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class Rank:
     """What a question is given: the kernel, started, and where this rank stands.
 
     large: with the sizes of the full profile.
+    number: of the question, counted from the start of the world.
     events: a store for what ranks tell each other; empty when a question begins.
     outside: the state of the process before the kernel was loaded.
     """
@@ -43,6 +46,7 @@ class Rank:
     device: torch.device
     folder: str
     timeout_s: float
+    number: int
     events: Any
     outside: list[Any]
     dtype: torch.dtype = torch.float32
@@ -118,26 +122,28 @@ def main(connection: Connection, place: Place) -> None:
     """Start, say so, and answer until None comes or the other end is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the asking process decides when it is over
     torch.set_num_threads(1)
-    ranks: list[Rank] = []
-    answer = _answer(lambda: ranks.append(_started(place)))
-    connection.send(answer)
-    if not ranks:
-        return
-    number = 0
+    stack = open(f"{place.folder}/stack-{place.rank}", "w")  # noqa: SIM115 - as long as it lives
+    faulthandler.register(WHERE, stack, all_threads=False)
     try:
-        while question := connection.recv():
-            number += 1
+        started = _started(place)
+    except Exception as error:  # noqa: BLE001 - whatever a kernel raises is the rank's answer
+        connection.send(_raised(error))
+        return
+    connection.send(Answer("right"))
+    try:
+        for number, question in enumerate(iter(connection.recv, None), start=1):
             at = replace(
-                ranks[0],
-                events=PrefixStore(str(number), ranks[0].events),
+                started,
+                number=number,
+                events=PrefixStore(str(number), started.events),
                 dtype=question.dtype,
                 large=question.large,
                 seed=question.seed,
             )
-            connection.send(_answer(partial(question.ask, at)))
+            connection.send(_answer(question, at))
     except EOFError:
         return
-    ranks[0].comm.stop()
+    started.comm.stop()
 
 
 def _started(place: Place) -> Rank:
@@ -159,6 +165,7 @@ def _started(place: Place) -> Rank:
         device=device,
         folder=place.folder,
         timeout_s=place.timeout_s,
+        number=0,
         events=FileStore(f"{place.folder}/events", place.world),
         outside=outside,
     )
@@ -167,13 +174,17 @@ def _started(place: Place) -> Rank:
     return at
 
 
-def _answer(call: Callable[[], None]) -> Answer:
+def _answer(question: Question, at: Rank) -> Answer:
     try:
-        call()
+        question.ask(at)
     except WrongKernelError as wrong:
         return Answer("wrong", wrong.detail, wrong.hint)
     except Exception as error:  # noqa: BLE001 - whatever a kernel raises is the rank's answer
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{last.filename.rsplit('/', 1)[-1]}:{last.lineno}: {last.line}"
-        return Answer("raised", f"{type(error).__name__}: {str(error).strip()[:400]} (at {where})")
+        return _raised(error)
     return Answer("right")
+
+
+def _raised(error: Exception) -> Answer:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{last.filename.rsplit('/', 1)[-1]}:{last.lineno}: {last.line}"
+    return Answer("raised", f"{type(error).__name__}: {str(error).strip()[:400]} (at {where})")

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import os
+import re
 import sys
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from picotron_conformance.check import WrongKernelError
-from picotron_conformance.ranks.rank import Answer, Place, Question, main
+from picotron_conformance.ranks.rank import WHERE, Answer, Place, Question, main
 from picotron_core.registry.types import Candidate
 
 PRELOADED = ("rank", "values", "timing", "groups", "misuse")
@@ -111,14 +114,11 @@ class World:
             raise
 
     def ask(self, question: Question) -> None:
-        for connection in self._connections:
-            connection.send(question)
+        self._send(question)
         self._judge(self._collect())
 
     def end(self) -> None:
-        for connection in self._connections:
-            with suppress(OSError):  # one that has ended by itself
-                connection.send(None)
+        self._send(None)
         for process in self._processes:
             process.join(2)
         self.kill()
@@ -131,6 +131,11 @@ class World:
         for connection in self._connections:
             connection.close()
         self._folder.cleanup()
+
+    def _send(self, message: Question | None) -> None:
+        for connection in self._connections:
+            with suppress(OSError):  # to one that has died; its silence will tell
+                connection.send(message)
 
     def _collect(self) -> dict[int, Answer]:
         """The answers by rank, in the order in which they came; who hangs is not in it."""
@@ -171,8 +176,22 @@ class World:
         hanging = [rank for rank in range(world) if rank not in answers]
         if hanging:
             raise TimeoutError(
-                f"after {LIMIT_S:g} s no answer from rank {', '.join(map(str, hanging))} of {world}"
+                f"no answer from {len(hanging)} of {world} ranks after {LIMIT_S:g} s: "
+                + "; ".join(self._where(hanging))
             )
+
+    def _where(self, hanging: Sequence[int]) -> Iterator[str]:
+        """The innermost Python calls of ranks that still run."""
+        for rank in hanging:
+            pid = self._processes[rank].pid
+            if pid is not None:
+                os.kill(pid, WHERE)
+        time.sleep(GRACE_S)
+        for rank in hanging:
+            stack = Path(self._folder.name, f"stack-{rank}").read_text(encoding="utf-8")
+            frames = re.findall(r'File "(?:.*/)?(.+)", line (\d+) in (\w+)', stack)
+            calls = " in ".join(f"{file}:{line} {name}" for file, line, name in frames[:3])
+            yield f"rank {rank} is at {calls or 'an unknown place'}"
 
 
 @contextmanager
