@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import TypeAdapter
 
 from picotron_conformance.certificate import write_certificate
@@ -59,6 +60,10 @@ def start(config: pytest.Config) -> Proof:
         command=("pytest", *config.invocation_params.args),
         named=chosen.named,
     )
+    if device.type == "cpu":
+        # Cases are small: a second thread costs more than it brings, on a busy machine ten times as
+        # much. The check "threads" asks with all of them.
+        torch.set_num_threads(1)
     return Proof(config, chosen, device, session, is_worker=worker is not None)
 
 

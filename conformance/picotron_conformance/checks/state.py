@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import warnings
 from collections.abc import Iterator, Mapping
@@ -57,6 +58,7 @@ def checks(op: str, dtype: str, device: Device, profile: Profile, seed: int) -> 
         "interleaved": interleaved,
         "backward-twice": backward_twice,
         "repeat": repeat,
+        "threads": threads,
         "globals": globals_unchanged,
         "poison": poison,
     }
@@ -164,6 +166,20 @@ def repeat(target: Target, record: Record, op: str, dtype: str) -> None:
         found = run(target, cases[0], training=training)
         with hinted("a race, or a kernel that changes after some calls"):
             judge_run(target, cases[0], found, Record(), training=training)
+
+
+def threads(target: Target, record: Record, op: str, dtype: str) -> None:
+    """The largest cases with a thread for every core; a session asks the rest with one thread."""
+    cases, training = claimed(target, op, dtype)
+    before = torch.get_num_threads()
+    for case in sorted(cases, key=lambda case: case.elements)[-3:]:
+        torch.set_num_threads(max(2, os.cpu_count() or 2))
+        try:
+            found = run(target, case, training=training)
+        finally:
+            torch.set_num_threads(before)
+        with hinted("threads that write to one place, or a part of the work given to none"):
+            judge_run(target, case, found, record, training=training)
 
 
 def globals_unchanged(target: Target, record: Record, op: str, dtype: str) -> None:
