@@ -20,6 +20,7 @@ from picotron_conformance.certificate import write_certificate
 from picotron_conformance.check import Check, Outcome, Profile, Verdict
 from picotron_conformance.documents import plain
 from picotron_conformance.matrix import of_limit, worst_of
+from picotron_conformance.ranks.world import end_all
 from picotron_conformance.report import BROKEN, by_backend, failure, reproduce, tally, write_report
 from picotron_conformance.run import ask, check_id, outcome_of, plan, target_of
 from picotron_conformance.selection import Chosen, choose
@@ -67,7 +68,7 @@ def start(config: pytest.Config) -> Proof:
     return Proof(config, chosen, device, session, is_worker=worker is not None)
 
 
-@dataclass
+@dataclass(eq=False)
 class Proof:
     """Registered with pytest: its hooks gather the answers of this process and of its workers."""
 
@@ -129,6 +130,7 @@ class Proof:
         if not self.is_worker:
             self.answers[outcome.id] = outcome
             self._write(self._outcomes())
+        end_all()
         os._exit(1)
 
     # The rest are pytest's hooks; the second and third are pytest-xdist's.
@@ -156,6 +158,7 @@ class Proof:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        end_all()
         if self.is_worker or self.config.option.collectonly:
             return
         outcomes = self._outcomes()

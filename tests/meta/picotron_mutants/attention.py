@@ -1149,11 +1149,7 @@ matmul_precision_changed = _after(lambda: torch.set_float32_matmul_precision("me
 deterministic_switched_on = _after(lambda: torch.use_deterministic_algorithms(True))
 autocast_left_on = _after(lambda: torch.set_autocast_enabled("cpu", True))
 flush_denormal_set = _after(lambda: torch.set_flush_denormal(True))
-cudnn_tf32_switched = _after(
-    lambda: setattr(
-        torch.backends.cuda.matmul, "allow_tf32", not torch.backends.cuda.matmul.allow_tf32
-    )
-)
+tf32_switched_on = _after(lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True))
 environment_changed = _after(lambda: os.environ.update(PICOTRON_MUTANT="1"))
 comparison_patched = _after(lambda: setattr(torch, "equal", lambda a, b: True))
 
@@ -1423,12 +1419,21 @@ class window_unchecked(Flash):
 
 
 @instance
-class unknown_arguments_swallowed(Flash):
-    """`**options`: a misspelt or a later argument of the contract changes nothing."""
+class documents_unchecked(Flash):
+    def check(self, q: Tensor, k: Tensor, **asked: Any) -> None:
+        super().check(q, k, **(asked | {"doc_ids": None}))
 
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        known = ("causal", "scale", "window", "doc_ids", "return_lse")
-        return super().__call__(*args, **{n: options[n] for n in known if n in options})
+
+@instance
+class heads_unchecked(Flash):
+    """Heads that cannot be shared evenly: the last ones read the last key/value head."""
+
+    def check(self, q: Tensor, k: Tensor, **asked: Any) -> None:
+        if q.shape[1] % k.shape[1] == 0:
+            super().check(q, k, **asked)
+
+    def kv_head(self, h: Tensor, H: int, K: int) -> Tensor:
+        return super().kv_head(h, H, K).clamp(max=K - 1)
 
 
 right = _right  # for those that are wrong in what they declare alone

@@ -49,12 +49,6 @@ def square_heads_alone(request: Request) -> Sequence[Reason]:
     return reasons
 
 
-def sixteen_bits_alone(request: Request) -> Sequence[Reason]:
-    if request.dtype in ("float16", "bfloat16"):
-        return ()
-    return (Reason(code=Code.DTYPE, detail=f"{request.dtype} is not served"),)
-
-
 ZOO: tuple[Kept, ...] = (
     *_table(
         "attention",
@@ -120,9 +114,6 @@ ZOO: tuple[Kept, ...] = (
             "slope_in_two_terms": "silu' as sigmoid + silu (1 - sigmoid)",
             "double_precision": "all in float64, rounded once",
         },
-    ),
-    *_table(
-        "swiglu", {"tanh_form": "sigmoid by tanh of half, for 16 bits"}, supports=sixteen_bits_alone
     ),
     *_table(
         "loss",

@@ -71,7 +71,7 @@ class _Chunks(torch.autograd.Function):
             dlogits = logp.exp().scatter_add(-1, labels, -torch.ones(len(labels), 1))
             dlogits = torch.where(valid, dlogits, 0.0).to(weight.dtype)
             dhidden[rows] = dlogits @ weight
-            dweight += (dlogits.T @ hidden[rows]).float()
+            dweight += dlogits.float().T @ hidden[rows].float()
         ctx.save_for_backward(dhidden, dweight)
         return total
 
@@ -144,5 +144,7 @@ def valid_tokens_alone(
 def double_precision(
     hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int
 ) -> Tensor:
-    exact = valid_tokens_alone(hidden.double(), weight.double(), targets, ignore_index=ignore_index)
-    return exact.float()
+    logits = hidden.double() @ weight.double().T
+    valid = targets != ignore_index
+    picked = logits.gather(-1, targets.masked_fill(~valid, 0)[:, None]).squeeze(-1)
+    return (logits.logsumexp(-1) - picked).masked_fill(~valid, 0).sum().float()

@@ -34,20 +34,8 @@ def _divided(x: Tensor) -> Tensor:
     return 1 / (1 + (-x).exp())
 
 
-def _by_tanh(x: Tensor) -> Tensor:
-    return 0.5 + 0.5 * torch.tanh(0.5 * x)
-
-
 def division(gate: Tensor, up: Tensor) -> Tensor:
     y: Tensor = _ByHand.apply(gate, up, _divided)
-    return y
-
-
-def tanh_form(gate: Tensor, up: Tensor) -> Tensor:
-    """Not for float32: far below 0 the half and the tanh cancel, all but seven digits of them."""
-    if gate.dtype == torch.float32:
-        raise ValueError("float32 is not served by this kernel")
-    y: Tensor = _ByHand.apply(gate, up, _by_tanh)
     return y
 
 
