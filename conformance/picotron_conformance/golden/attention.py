@@ -44,7 +44,12 @@ def attention(
     weights = at.float32((logits - top).exp(), units=TRANSCENDENTAL)
     total = at.sum(weights, -1, keepdim=True)
     lse = at.float32(total.log() + top, units=2)
-    p = at.stored(weights / total.masked_fill(total == 0, 1))
+    weights = weights / total.masked_fill(total == 0, 1)
+    # A kernel may share out the keys, and weigh each part's result by its lse: split-K, a ring.
+    for part in (slice(0, S // 2), slice(S // 2, S)):
+        own = logits[..., part].logsumexp(-1, keepdim=True)
+        weights[..., part] *= (at.float32(own, units=2) - own).nan_to_num(0, 0, 0).exp()
+    p = at.stored(weights)
     out = at.stored(at.matmul(p, values))
     results = {"out": out, "lse": lse.squeeze(-1)}
     if not upstream:
