@@ -3,13 +3,20 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check bench meta format clean
+.PHONY: demo test check conformance meta bench format clean
 
 demo: .venv/run  ## train a small model on the Python standard library, and read what it writes
 	$(BIN)/picotron train examples/demo.toml
 
-test: .venv/dev  ## every test
+test: .venv/dev  ## every test, then the suite on every bundled backend
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+	$(BIN)/python -m pytest -q -n 2 --pyargs picotron_conformance --picotron-backend all
+
+conformance: .venv/dev  ## the full profile on every bundled backend, its report and its certificate
+	mkdir -p build
+	$(BIN)/python -m pytest -q -n 2 --pyargs picotron_conformance --picotron-backend all \
+		--picotron-profile full --picotron-report build/conformance.json
+	$(BIN)/picotron conformance build/conformance.json --html build/conformance.html
 
 check: .venv/dev  ## lint, format, types, import law
 	$(BIN)/ruff check .

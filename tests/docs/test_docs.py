@@ -1,11 +1,16 @@
 """The documentation cannot drift from the code: what is written down is compared with what is."""
 
 import doctest
+import inspect
 import re
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from picotron_conformance import plugin as conformance_plugin
+from picotron_conformance.check import ASPECTS, Verdict
+from picotron_conformance.limits import LIMITS
 
 from picotron_core import config as config_module
 from picotron_core import errors
@@ -13,7 +18,7 @@ from picotron_core.cli.config import as_markdown
 from picotron_core.config import ENVIRONMENT, load_settings
 from picotron_core.hardware import PROFILES
 from picotron_core.ops import OPS
-from picotron_core.registry import hookspecs
+from picotron_core.registry import Backend, hookspecs
 from picotron_core.registry.plugins import load_registry
 
 ROOT = Path(__file__).parents[2]
@@ -109,3 +114,28 @@ def test_the_files_and_targets_that_the_readme_names_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"\bmake (\w+)", README):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_page_for_authors_shows_the_files_of_the_example():
+    page = DOCS["write_a_backend.md"]
+    shown = re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)\n```", page, re.DOTALL)
+    assert len(shown) == 3
+    for name, text in shown:
+        assert text == (ROOT / name).read_text(encoding="utf-8").rstrip(), name
+
+
+def test_the_page_for_authors_knows_every_option_verdict_aspect_and_claim(pytestconfig):
+    page = DOCS["write_a_backend.md"]
+    options = re.findall(r'"(--picotron-\w+)"', inspect.getsource(conformance_plugin))
+    assert len(set(options)) == 6
+    named = re.findall(r"^\| `?([\w-]+)", page, re.MULTILINE)
+    claims = {field.name for field in fields(Backend)} - {
+        *("op", "name", "level", "load", "supports", "summary")
+    }
+    for word in (*options, *Verdict, *claims):
+        assert word in named, word
+    for aspect in ASPECTS:
+        assert re.search(rf"^\| (\w+, )?{aspect}\b", page, re.MULTILINE), aspect
+    for limit in ("element", "row", "tensor", "bias"):
+        assert limit in named
+        assert limit in LIMITS

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -14,8 +15,8 @@ from picotron_mutants import MUTANTS, Mutant, backend_of
 from trials import DEATHS, candidate_of, outcomes
 
 from picotron_core.ops import OPS
-from picotron_core.registry.plugins import load_registry
 
+PARTS = 2  # processes
 PAGE = Path(__file__).parents[2] / "docs" / "kill_matrix.md"
 HEAD = """\
 # Kill matrix
@@ -43,19 +44,24 @@ def killers(mutant: Mutant) -> tuple[str, ...]:
     return tuple(found)
 
 
-def warm(op: str) -> None:
-    """Make the golden results before the processes part: the reference is asked everything."""
-    for candidate in load_registry().candidates:
-        if candidate.backend.op == op and candidate.backend.name == "naive-math":
-            list(outcomes(candidate, lambda place, check: True))
+def share(op: str, part: int) -> list[tuple[str, ...]]:
+    """The killers of every other mutant of an op, in one process: golden results are made once."""
+    mutants = [mutant for mutant in MUTANTS if mutant.op == op]
+    return [killers(mutant) for mutant in mutants[part::PARTS]]
 
 
-def rows(op: str) -> Iterator[tuple[Mutant, tuple[str, ...]]]:
-    """A process for each mutant: what one of them breaks or keeps, no other one sees."""
-    chosen = [mutant for mutant in MUTANTS if mutant.op == op]
-    warm(op)
-    with multiprocessing.get_context("fork").Pool(processes=2, maxtasksperchild=1) as pool:
-        yield from zip(chosen, pool.imap(killers, chosen, chunksize=1), strict=True)
+def rows() -> dict[str, list[tuple[Mutant, tuple[str, ...]]]]:
+    """Every mutant with its killers, by op."""
+    found: dict[str, list[tuple[Mutant, tuple[str, ...]]]] = {}
+    with ProcessPoolExecutor(PARTS, mp_context=get_context("spawn")) as pool:
+        shares = {op: [pool.submit(share, op, part) for part in range(PARTS)] for op in OPS}
+        for op, parts in shares.items():
+            mutants = [mutant for mutant in MUTANTS if mutant.op == op]
+            for part, future in enumerate(parts):
+                mine = zip(mutants[part::PARTS], future.result(), strict=True)
+                found.setdefault(op, []).extend(mine)
+            found[op].sort(key=lambda row: mutants.index(row[0]))
+    return found
 
 
 def section(op: str, found: Sequence[tuple[Mutant, tuple[str, ...]]]) -> str:
@@ -71,7 +77,7 @@ def section(op: str, found: Sequence[tuple[Mutant, tuple[str, ...]]]) -> str:
 
 
 def main() -> int:
-    found = {op: list(rows(op)) for op in OPS}
+    found = rows()
     every = [row for of_op in found.values() for row in of_op]
     living = [mutant for mutant, names in every if mutant.killed_by not in names]
     once = [names for _, names in every if len(names) == 1]
