@@ -137,10 +137,11 @@ class Proof:
 
     def pytest_report_header(self) -> list[str]:
         backends = [f"{c.backend.op}={c.qualified_name}" for c in self.chosen.candidates]
-        return [
-            f"picotron: profile {self.session.profile}, seed {self.session.seed}, on {self.device}",
-            f"picotron: proving {', '.join(backends)}",
-        ]
+        return [f"picotron: {self._how}", f"picotron: proving {', '.join(backends)}"]
+
+    @property
+    def _how(self) -> str:
+        return f"profile {self.session.profile}, seed {self.session.seed}, on {self.device}"
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -173,6 +174,7 @@ class Proof:
         if self.is_worker or self.config.option.collectonly:
             return
         terminalreporter.section("picotron")
+        terminalreporter.write_line(self._how)
         for key, checks in by_backend(self._outcomes()).items():
             counts = ", ".join(f"{n} {verdict}" for verdict, n in tally(checks).items() if n)
             worst = worst_of(checks)

@@ -1,7 +1,6 @@
 """The collectives under the conformance suite, and what it says of ranks that go wrong."""
 
 import re
-from collections import Counter
 from functools import cache, partial
 from pathlib import Path
 
@@ -35,18 +34,6 @@ def outcomes(qualified_name, size="quick", wanted=lambda check: True):
         for check in plan("comm", device=CPU, profile=size, seed=0)
         if wanted(check)
     ]
-
-
-@pytest.mark.parametrize(("backend", "passed"), [("local", 48), ("gloo-cpu", 170)])
-def test_every_collective_keeps_the_contract(backend, passed):
-    found = outcomes(f"picotron/{backend}")
-    verdicts = Counter(outcome.verdict for outcome in found)
-    assert verdicts.keys() <= {Verdict.PASS, Verdict.UNSUPPORTED}, [
-        (outcome.id, outcome.detail)
-        for outcome in found
-        if outcome.verdict not in (Verdict.PASS, Verdict.UNSUPPORTED)
-    ]
-    assert verdicts[Verdict.PASS] >= passed
 
 
 def test_a_subgroup_waits_no_longer_than_the_run():

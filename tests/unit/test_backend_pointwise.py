@@ -77,35 +77,11 @@ def test_norm_equals_the_oracle(name, shape, dtype):
 
 
 @pytest.mark.parametrize("name", NORMS)
-def test_norm_heeds_eps_where_x_is_as_small(name):
-    kernel = load(NORMS[name])
-    x, weight = normal(4, 16, seed=1) * 1e-3, normal(16, seed=2)
-    compare(
-        lambda x, w: kernel(x, w, eps=1e-6),
-        lambda x, w: oracles.rms_norm(x, w, eps=1e-6),
-        (x, weight),
-    )
-    assert kernel(torch.zeros(2, 16), weight, eps=1e-6).eq(0).all()
-
-
-@pytest.mark.parametrize("name", NORMS)
 def test_norm_rounds_before_it_multiplies(name):
     """Llama's order, bit for bit: with the weight first, one value in three comes out otherwise."""
     x, weight = (normal(*shape, seed=3, dtype=torch.bfloat16) for shape in ((64, 128), (128,)))
     exact = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-5).sqrt()
     assert torch.equal(load(NORMS[name])(x, weight, eps=1e-5), exact.bfloat16() * weight)
-
-
-@pytest.mark.parametrize("name", NORMS)
-def test_norm_takes_any_strides_and_an_expanded_gradient(name):
-    kernel = load(NORMS[name])
-    x, weight = normal(6, 3, 10, seed=1).transpose(0, 2)[..., ::2], normal(6, seed=2)[::2]
-    compare(
-        lambda x, w: kernel(x, w, eps=1e-5),
-        lambda x, w: oracles.rms_norm(x, w, eps=1e-5),
-        (x, weight),
-        upstream=torch.tensor(0.3).expand(x.shape),
-    )
 
 
 @DTYPES
@@ -114,26 +90,6 @@ def test_norm_takes_any_strides_and_an_expanded_gradient(name):
 def test_swiglu_equals_the_oracle(name, shape, dtype):
     gate, up = normal(*shape, seed=1, dtype=dtype) * 4, normal(*shape, seed=2, dtype=dtype)
     compare(load(SWIGLUS[name]), oracles.swiglu, (gate, up))
-
-
-@pytest.mark.parametrize("name", SWIGLUS)
-def test_swiglu_is_finite_at_extremes_and_takes_halves_of_one_buffer(name):
-    both = torch.tensor([-100.0, -20.0, -0.0, 0.0, 20.0, 100.0]).repeat(4, 2)
-    both[:, 6:] = normal(4, 6, seed=2)
-    gate, up = both.chunk(2, dim=-1)
-    compare(load(SWIGLUS[name]), oracles.swiglu, (gate, up), torch.tensor(0.5).expand(4, 6))
-
-
-@pytest.mark.parametrize("wanted", ["gate", "up"])
-@pytest.mark.parametrize("name", SWIGLUS)
-def test_swiglu_gives_the_one_gradient_that_is_wanted(name, wanted):
-    leaves = {"gate": normal(4, 5, seed=1), "up": normal(4, 5, seed=2)}
-    exact = {key: tensor.double() for key, tensor in leaves.items()}
-    leaves[wanted].requires_grad_()
-    exact[wanted].requires_grad_()
-    load(SWIGLUS[name])(**leaves).sum().backward()
-    oracles.swiglu(**exact).sum().backward()
-    assert_near(leaves[wanted].grad, exact[wanted].grad, torch.float32, wanted)
 
 
 def test_swiglu_mem_efficient_keeps_only_its_inputs_for_the_backward():
@@ -167,13 +123,3 @@ def test_rope_equals_the_oracle(name, shape, tables, dtype):
         lambda q, k: oracles.rope(q, k, cos, sin),
         (normal(B, H, T, D, seed=1, dtype=dtype), normal(B, K, T, D, seed=2, dtype=dtype)),
     )
-
-
-@pytest.mark.parametrize("name", ROPES)
-def test_rope_pairs_a_value_with_the_one_half_a_head_away(name):
-    """A quarter turn of e_i is e_(i + D/2); the interleaved convention would give e_(i + 1)."""
-    x = torch.eye(8).view(1, 8, 1, 8)
-    q, k = load(ROPES[name])(x, x[:, :1], torch.zeros(1, 4), torch.ones(1, 4))
-    assert torch.equal(q[0, :4, 0], torch.eye(8)[4:])
-    assert torch.equal(q[0, 4:, 0], -torch.eye(8)[:4])
-    assert torch.equal(k, q[:, :1])

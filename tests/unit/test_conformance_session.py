@@ -205,3 +205,41 @@ def test_a_kernel_that_kills_its_process_costs_one_check(tmp_path):
     assert asked[broken[0]]["verdict"] == "ERROR"
     assert "killed its process" in asked[broken[0]]["detail"]
     assert len(asked) > 35
+
+
+def test_a_session_that_proves_nothing_imports_nothing_of_weight(tmp_path):
+    """The plugin is loaded wherever Picotron is installed."""
+    (tmp_path / "test_light.py").write_text(
+        "import sys\n\n\ndef test_light(pytestconfig):\n"
+        "    assert pytestconfig.pluginmanager.hasplugin('picotron_conformance')\n"
+        "    assert not {'torch', 'numpy', 'pydantic'} & sys.modules.keys()\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:hypothesispytest", "test_light.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout
+
+
+def test_fuzz_takes_a_new_seed_each_time_and_says_it(tmp_path):
+    seeds = set()
+    for _ in range(2):
+        result = subprocess.run(
+            [
+                *(sys.executable, "-m", "pytest", "--pyargs", "picotron_conformance", "-q"),
+                *("--picotron-backend", "swiglu=naive-math", "--picotron-profile", "fuzz"),
+                *("-k", "drawn-399 and float32", "-p", "no:cacheprovider"),
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stdout
+        assert "2 passed" in result.stdout
+        seeds.add(result.stdout.partition("seed ")[2].split(",")[0])
+    assert len(seeds) == 2
+    assert all(seed.isdigit() for seed in seeds)
