@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from picotron_conformance.check import Measurement, Record, WrongKernelError
-from picotron_conformance.limits import DRAWS, LIMITS, ROW_SHARE
+from picotron_conformance.limits import DRAWS, LIMITS, ROW_SHARE, WILD
 from picotron_conformance.rounding import EXACT, UNIT, Random, Rounding
 
 # The smallest number that must not be flushed to zero. float16 underflows gradually wherever it is
@@ -31,6 +31,8 @@ class Golden:
     noise: Tensor  # float64, same shape: one standard deviation per element
     gain_noise: float  # of the factor on the whole
     distinct: int  # how many of its values differ: what is equal rounds alike, and averages nothing
+    widest: float  # the largest root mean square of a draw's errors, over the noise: about 1, or
+    # more where the elements' errors share a cause
 
 
 def golden_of(
@@ -49,23 +51,31 @@ def golden_of(
     exact = compute(EXACT)
     generator = torch.Generator().manual_seed(seed)
     draws = [compute(Random(dtype, tier, generator)) for _ in range(DRAWS)]
-    return {n: _golden(v, [draw[n] for draw in draws], coherent) for n, v in exact.items()}
+    return {n: _golden(v, [draw[n] for draw in draws], coherent, tier) for n, v in exact.items()}
 
 
-def _golden(value: Tensor, draws: Sequence[Tensor], coherent: bool) -> Golden:
+def _golden(value: Tensor, draws: Sequence[Tensor], coherent: bool, tier: str) -> Golden:
     finite = value.isfinite()
     errors = torch.stack([torch.where(finite, draw - value, 0.0) for draw in draws])
     spread = errors.square().mean(0).sqrt()
     noise = torch.maximum(spread, ROW_SHARE * _row_rms(spread))
     gains = torch.tensor([_gain(error, value) for error in errors], dtype=torch.float64)
+    relative = errors / noise.clamp(min=SMALLEST[torch.float64])
+    widest = relative.reshape(len(draws), -1).square().mean(1).sqrt().max()
     size = torch.where(finite, value, 0.0).abs()
     power, moved = float(size.square().sum()), noise * size
     # A few runs may hide how far the factor moves; errors of the elements alone move it so far.
     least = float(moved.sum() if coherent else moved.square().sum().sqrt())
     drowned = power <= float(noise.square().sum())  # what is left of a cancellation has no factor
+    if tier == "B":
+        # Large logits in 16 bits can be off by more than their exponentials: such a row has tails
+        # that no few runs show, and says nothing of a kernel that is allowed them.
+        wild = _row_rms(spread) > WILD * _row_rms(torch.where(finite, value, 0.0))
+        noise = torch.where(wild, math.inf, noise)
     return Golden(
         value=value,
         noise=noise,
+        widest=float(widest) if value.numel() else 0.0,
         gain_noise=(
             math.inf if drowned else max(float(gains.square().mean().sqrt()), least / power)
         ),
@@ -128,8 +138,8 @@ def _measure(
     )
     edge = (wanted.abs() > largest * (1 - 4 * UNIT[dtype])) & wanted.isfinite()
     _same_nonfinite(name, value, wanted, edge)
-    settled = wanted.isfinite() & ~edge
-    noise = right.noise.clamp(min=SMALLEST[dtype])
+    settled = wanted.isfinite() & ~edge & right.noise.isfinite()
+    noise = right.noise.nan_to_num(posinf=1.0).clamp(min=SMALLEST[dtype])
     error = torch.where(settled, value - wanted, 0.0)
     z = error.abs() / noise
     if z.numel() == 0:
@@ -142,7 +152,10 @@ def _measure(
         "element": float(z.max()) / LIMITS["element"].value,
         "row": float(_row_rms(z).max()) / LIMITS["row"].value,
         "tensor": float(z.square().mean().sqrt())
-        / (LIMITS["tensor"].value + LIMITS["few"].value / right.distinct**0.5),
+        / max(
+            LIMITS["tensor"].value + LIMITS["few"].value / right.distinct**0.5,
+            LIMITS["shared"].value * right.widest,
+        ),
         "bias": abs(_gain(error, torch.where(settled, wanted, 0.0)))
         / (bias + LIMITS["bias_noise"].value * right.gain_noise),
     }

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 DRAWS = 12
 ROW_SHARE = 0.5
+WILD = 0.3  # of a row's root mean square: noise beyond it is not judged, in tier B
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,9 @@ LIMITS = {
     ),
     "few": Limit(
         8.0, "added to `tensor`, over the square root of the distinct values: one has no average"
+    ),
+    "shared": Limit(
+        1.4, "times the widest run, if that is more than `tensor`: errors of one cause go together"
     ),
     "bias": Limit(
         0.2, "of a roundoff, as a factor on the whole: nearest rounding has none, truncation 0.7"

@@ -23,7 +23,7 @@ UNIT = {
     torch.float16: 2.0**-11,
     torch.bfloat16: 2.0**-8,
 }
-TF32 = 2.0**-11
+TF32_BITS = 11
 # exp, log, rsqrt of fast libraries err by about two units in the last place: four roundoffs.
 TRANSCENDENTAL = 4.0
 
@@ -78,11 +78,11 @@ class Random(Rounding):
         return rounded if units == 1.0 else torch.where(x.isfinite(), x + (rounded - x) * units, x)
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
+        if self.tier == "B" and self.dtype == torch.float32:
+            a, b = self._tf32(a), self._tf32(b)
         product = a @ b
         length = a.square() @ b.square()
         unit = UNIT[torch.float32] * max(1, a.shape[-1]) ** 0.5
-        if self.tier == "B" and self.dtype == torch.float32:
-            return self._summed(product, length, unit) + self._noise(length.sqrt()) * 2 * TF32
         return self._summed(product, length, unit)
 
     def sum(self, x: Tensor, dim: int | tuple[int, ...], *, keepdim: bool = False) -> Tensor:
@@ -99,7 +99,16 @@ class Random(Rounding):
 
     def _rounded(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         factor = 2.0 ** -torch.rand((), generator=self.generator, dtype=torch.float64)
-        return (x * factor).to(dtype).double() / factor
+        rounded = (x * factor).to(dtype).double() / factor
+        # Where the grid's end is passed: a kernel that keeps the value must have room for it.
+        return torch.where(rounded.isinf() & x.isfinite(), x, rounded)
+
+    def _tf32(self, x: Tensor) -> Tensor:
+        """Operands as tensor cores take them: eleven bits, the range of float32."""
+        factor = 2.0 ** -torch.rand((), generator=self.generator, dtype=torch.float64)
+        mantissa, exponent = torch.frexp(x * factor)
+        rounded = torch.ldexp((mantissa * 2**TF32_BITS).round() / 2**TF32_BITS, exponent) / factor
+        return torch.where(x.isfinite(), rounded, x)
 
     def _noise(self, size: Tensor) -> Tensor:
         draw = torch.rand(size.shape, generator=self.generator, dtype=torch.float64)

@@ -109,8 +109,7 @@ def ask(
     try:
         with deadline(check.seconds, give_up), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a kernel's warnings are for its users
-            missing = judge(candidate, (), installed_version).reasons
-            reasons = missing or _reasons(candidate, check, device)
+            reasons = _missing(candidate) or _reasons(candidate, check, device)
             if not reasons:
                 target = load()
                 before = snapshot()
@@ -169,6 +168,12 @@ def outcome_of(
 
 def check_id(candidate: Candidate, check: Check) -> str:
     return f"{check.op}={candidate.qualified_name}-{check.id}"
+
+
+def _missing(candidate: Candidate) -> Sequence[Reason]:
+    """Distributions that it requires and that are not here."""
+    reasons = judge(candidate, (), installed_version).reasons
+    return [reason for reason in reasons if reason.code in NOT_HERE]
 
 
 def _reasons(candidate: Candidate, check: Check, device: Device) -> Sequence[Reason]:

@@ -1,4 +1,4 @@
-"""Which backends the options name. Imports no torch."""
+"""Which backends the options name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from picotron_core.config import Rule, parse_backends
 from picotron_core.errors import BackendError
+from picotron_core.ops import OPS
 from picotron_core.registry.plugins import load_registry
 from picotron_core.registry.select import check_rules, is_called, plugins_named
 from picotron_core.registry.types import Candidate, normalise
@@ -35,6 +36,9 @@ def choose(wishes: Sequence[str]) -> Chosen:
         for rule in parse_backends(wish, "command line")
     ]
     registry = load_registry(plugins_named(rules))
+    for op in (name for rule in rules if not rule.op for name in rule.names if name in OPS):
+        names = [c.backend.name for c in registry.candidates if c.backend.op == op]
+        raise BackendError(f"{op!r} is an op: write {op}=NAME, with one of {', '.join(names)}.")
     for failed in registry.failed():
         raise BackendError(
             f"Plugin {failed.provider.plugin!r} failed to load: {failed.error}.\n{failed.traceback}"

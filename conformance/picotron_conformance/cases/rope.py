@@ -30,6 +30,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "T-is-H": {"T": 4, "H": 4, "K": 4, "B": 4},
     "B-is-1": {"B": 1, "T": 33},
     "late": {"start": 131071},
+    "position-0": {"T": 1},  # nothing turns, but the result is no view of its input
     "unordered": {"start": "any"},
     "per-sequence": {"per_sequence": True, "B": 3},
     "per-sequence-unordered": {"per_sequence": True, "start": "any"},

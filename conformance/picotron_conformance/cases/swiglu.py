@@ -104,7 +104,7 @@ def _gate(kind: str, shape: tuple[int, ...], generator: Generator) -> Tensor:
     if kind in DISTRIBUTIONS:
         return DISTRIBUTIONS[kind](shape, generator)
     choices = {
-        "saturated": [20.0, -20.0, 100.0, -100.0, 8.0, -8.0],
+        "saturated": [20.0, -20.0, 100.0, -100.0, 12.0, -12.0, -15.0],
         "signed_zeros": [0.0, -0.0, 1.0],
         "turning": [-1.2784645, -1.25, -1.3, -1.0],
     }[kind]

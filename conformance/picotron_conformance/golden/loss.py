@@ -43,9 +43,12 @@ def loss(
     onehot = torch.zeros_like(logits).scatter_(-1, labels[:, None], 1.0)
     # exp(logit - lse) of the rounded lse errs by as much as a large lse does.
     p = at.float32((logits - at.float32(lse)).exp(), units=TRANSCENDENTAL)
-    dlogits = at.stored(at.wide(p - onehot))
-    # The upstream scalar may come in before or after the products, with a rounding of its own.
+    wide = at.wide(p - onehot)
+    # A store may hide how that errs, and is not done by all kernels: so both are in.
+    slip = wide - (logits.softmax(-1) - onehot)
+    # The upstream scalar may come in before or after the store, or after the products.
+    dlogits = at.stored(at.stored(wide) * dloss) + slip * dloss
     dhidden = torch.zeros_like(hidden)
-    dhidden[counted] = at.stored(at.stored(at.matmul(dlogits, weight)) * dloss)
-    dweight = at.stored(at.stored(at.matmul(dlogits.T, rows)) * dloss)
+    dhidden[counted] = at.stored(at.stored(at.matmul(dlogits, weight)))
+    dweight = at.stored(at.stored(at.matmul(dlogits.T, rows)))
     return results | {"dhidden": dhidden, "dweight": dweight}
