@@ -43,4 +43,4 @@ def first_death(candidate: Candidate, family: str, *, profile: Profile = "quick"
 
 @cache
 def families(op: str) -> frozenset[str]:
-    return frozenset(check.name for check in plan(op, device=look("cpu"), profile="quick", seed=0))
+    return frozenset(check.name for check in plan(op, device=look("cpu"), profile="full", seed=0))

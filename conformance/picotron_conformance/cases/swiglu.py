@@ -27,6 +27,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "rows-300": {"shape": (300, 9)},
     "empty": {"shape": (0, 8)},
     "saturated": {"gate": "saturated"},  # +-20, +-100: silu is 0 or the gate
+    "far-below": {"gate": "far_below"},  # exp(-gate) leaves float16, silu does not yet
     "signed-zeros": {"gate": "signed_zeros"},
     "turning-point": {"gate": "turning"},  # silu' = 0 near -1.278
     "zero-up": {"up": "zeros"},
@@ -105,6 +106,7 @@ def _gate(kind: str, shape: tuple[int, ...], generator: Generator) -> Tensor:
         return DISTRIBUTIONS[kind](shape, generator)
     choices = {
         "saturated": [20.0, -20.0, 100.0, -100.0, 12.0, -12.0, -15.0],
+        "far_below": [-11.5, -12.0, -13.0],
         "signed_zeros": [0.0, -0.0, 1.0],
         "turning": [-1.2784645, -1.25, -1.3, -1.0],
     }[kind]

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from functools import cache, partial
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -54,7 +54,8 @@ def declaration(target: Target, record: Record) -> None:
         except InvalidRequirement as error:
             raise WrongKernelError(f"requires: {text!r} is no requirement: {error}") from None
     provider = target.candidate.provider
-    heavy = _imported_by_declaring("" if provider.bundled else provider.plugin)
+    plugin = "" if provider.bundled else provider.plugin
+    heavy = _imported_by_declaring(plugin, backend.op, backend.name)
     if heavy:
         raise WrongKernelError(
             f"declaring imports {', '.join(heavy)}",
@@ -90,9 +91,10 @@ def _requests(op: str) -> Iterator[Request]:
         )
 
 
-@cache
-def _imported_by_declaring(plugin: str) -> tuple[str, ...]:
-    """The heavy modules that a process holds once it has heard a plugin; "" means the bundled."""
+def _imported_by_declaring(plugin: str, op: str, name: str) -> tuple[str, ...]:
+    """The heavy modules that a process holds once it has heard a plugin, "" for the bundled, and
+    asked one of its backends.
+    """
     declared = (
         f"map(import_module, {BUNDLED!r})"
         if not plugin
@@ -104,8 +106,9 @@ def _imported_by_declaring(plugin: str) -> tuple[str, ...]:
         "from importlib.metadata import entry_points\n"
         "from picotron_core.hardware import profile\n"
         "from picotron_core.registry.types import Request\n"
+        f"sizes = {PLAIN_SIZES[op]!r}\n"
         f"for backend in [b for p in {declared} for b in p.picotron_backends()]:\n"
-        f"    sizes = {PLAIN_SIZES!r}[backend.op]\n"
+        f"    if (backend.op, backend.name) != ({op!r}, {name!r}): continue\n"
         "    request = Request(\n"
         "        op=backend.op, device=profile('cpu'), dtype='float32', sizes=sizes\n"
         "    )\n"
