@@ -31,6 +31,7 @@ class Golden:
     noise: Tensor  # float64, same shape: one standard deviation per element
     gain_noise: float  # of the factor on the whole
     distinct: int  # how many of its values differ: what is equal rounds alike, and averages nothing
+    slack: float  # times every limit
     widest: float  # the largest root mean square of a draw's errors, over the noise: about 1, or
     # more where the elements' errors share a cause
 
@@ -75,6 +76,7 @@ def _golden(value: Tensor, draws: Sequence[Tensor], coherent: bool, tier: str) -
     return Golden(
         value=value,
         noise=noise,
+        slack=LIMITS["tier_b"].value if tier == "B" else 1.0,
         widest=float(widest) if value.numel() else 0.0,
         gain_noise=(
             math.inf if drowned else max(float(gains.square().mean().sqrt()), least / power)
@@ -163,7 +165,7 @@ def _measure(
         result=name,
         shape=tuple(value.shape),
         dtype=_name(dtype),
-        fractions=fractions,
+        fractions={limit: fraction / right.slack for limit, fraction in fractions.items()},
         index=index,
         found=float(value.flatten()[place]),
         wanted=float(wanted.flatten()[place]),

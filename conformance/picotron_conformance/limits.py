@@ -34,6 +34,10 @@ LIMITS = {
     "shared": Limit(
         1.4, "times the widest run, if that is more than `tensor`: errors of one cause go together"
     ),
+    "tier_b": Limit(
+        2.0,
+        "times every limit in tier B: exponentials of coarse logits have tails no few runs show",
+    ),
     "bias": Limit(
         0.2, "of a roundoff, as a factor on the whole: nearest rounding has none, truncation 0.7"
     ),
