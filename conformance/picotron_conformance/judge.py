@@ -156,7 +156,7 @@ def _measure(
         "tensor": float(z.square().mean().sqrt())
         / max(
             LIMITS["tensor"].value + LIMITS["few"].value / right.distinct**0.5,
-            LIMITS["shared"].value * right.widest,
+            LIMITS["shared"].value * right.widest**2,
         ),
         "bias": abs(_gain(error, torch.where(settled, wanted, 0.0)))
         / (bias + LIMITS["bias_noise"].value * right.gain_noise),
