@@ -67,7 +67,9 @@ def _golden(value: Tensor, draws: Sequence[Tensor], coherent: bool, tier: str) -
     power, moved = float(size.square().sum()), noise * size
     # A few runs may hide how far the factor moves; errors of the elements alone move it so far.
     least = float(moved.sum() if coherent else moved.square().sum().sqrt())
-    drowned = power <= float(noise.square().sum())  # what is left of a cancellation has no factor
+    distinct = len(torch.unique(value))
+    # A lone number, and what is left of a cancellation, have no factor apart from their elements.
+    drowned = distinct == 1 or power <= float(noise.square().sum())
     if tier == "B":
         # Large logits in 16 bits can be off by more than their exponentials: such a row has tails
         # that no few runs show, and says nothing of a kernel that is allowed them.
@@ -81,7 +83,7 @@ def _golden(value: Tensor, draws: Sequence[Tensor], coherent: bool, tier: str) -
         gain_noise=(
             math.inf if drowned else max(float(gains.square().mean().sqrt()), least / power)
         ),
-        distinct=len(torch.unique(value)),
+        distinct=distinct,
     )
 
 
@@ -150,14 +152,16 @@ def _measure(
     index = tuple(int(i) for i in torch.unravel_index(torch.tensor(place), z.shape))
     unit = UNIT[dtype]
     bias = LIMITS["bias_float32" if dtype == torch.float32 else "bias"].value * unit
+    element = LIMITS["element"].value
+    alone = right.distinct == 1  # then a row and the tensor are an element, and averages of nothing
+    whole = max(
+        LIMITS["tensor"].value + LIMITS["few"].value / right.distinct**0.5,
+        LIMITS["shared"].value * right.widest**2,
+    )
     fractions = {
-        "element": float(z.max()) / LIMITS["element"].value,
-        "row": float(_row_rms(z).max()) / LIMITS["row"].value,
-        "tensor": float(z.square().mean().sqrt())
-        / max(
-            LIMITS["tensor"].value + LIMITS["few"].value / right.distinct**0.5,
-            LIMITS["shared"].value * right.widest**2,
-        ),
+        "element": float(z.max()) / element,
+        "row": float(_row_rms(z).max()) / (element if alone else LIMITS["row"].value),
+        "tensor": float(z.square().mean().sqrt()) / (element if alone else whole),
         "bias": abs(_gain(error, torch.where(settled, wanted, 0.0)))
         / (bias + LIMITS["bias_noise"].value * right.gain_noise),
     }

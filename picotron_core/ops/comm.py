@@ -21,9 +21,9 @@ class Work(Protocol):
 class Comm(Protocol):
     """Collectives over `group` (None: every rank). Each returns a `Work`; without `async_op` it is
     already done. Ranks of `src` and `dst` are global. Shapes, dtypes and the order of calls must
-    agree on all ranks of the group. Tensors are contiguous, and a group's order is that of the ranks,
-    however it was named: a strided tensor and an unknown `op` are a ValueError. No average: the caller divides, so that the sum is exact for
-    integers and the division happens once.
+    agree on all ranks of the group. Tensors are contiguous, and a group's order is that of the
+    ranks, however it was named: a strided tensor and an unknown `op` are a ValueError. No average:
+    the caller divides, so that the sum is exact for integers and the division happens once.
     """
 
     def start(
