@@ -24,6 +24,8 @@ UNIT = {
     torch.bfloat16: 2.0**-8,
 }
 TF32_BITS = 11
+# The rounding of a logit from which on its exponential has tails that no few runs show.
+COARSE = 0.25
 # exp, log, rsqrt of fast libraries err by about two units in the last place: four roundoffs.
 TRANSCENDENTAL = 4.0
 
@@ -42,6 +44,10 @@ class Rounding:
     def float32(self, x: Tensor, *, units: float = 1.0) -> Tensor:
         """A value in float32 in every tier: statistics, sums, moments."""
         return x
+
+    def shift(self, top: Tensor) -> Tensor:
+        """A softmax's largest logit; NaN where its rounding leaves nothing of the exponentials."""
+        return top
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """a @ b, accumulated in float32 in any order."""
@@ -76,6 +82,12 @@ class Random(Rounding):
     def float32(self, x: Tensor, *, units: float = 1.0) -> Tensor:
         rounded = self._rounded(x, torch.float32)
         return rounded if units == 1.0 else torch.where(x.isfinite(), x + (rounded - x) * units, x)
+
+    def shift(self, top: Tensor) -> Tensor:
+        if self.tier == "A":
+            return top
+        unit = max(UNIT[self.dtype], 2.0**-TF32_BITS)
+        return top.masked_fill(top.abs() * unit > COARSE, torch.nan)
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         if self.tier == "B" and self.dtype == torch.float32:

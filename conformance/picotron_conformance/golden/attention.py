@@ -35,12 +35,13 @@ def attention(
     keys, values = k[:, group], v[:, group]
 
     def logits_of() -> Tensor:
-        # A kernel may scale q or the logits, and take exp or exp2 of them: a rounding each.
-        return at.wide(at.matmul(q, keys.mT) * scale, units=3).masked_fill(hidden, -math.inf)
+        # The product, then scaled (or q before it), and for exp2 times log2(e): a rounding each.
+        logits = at.wide(at.wide(at.matmul(q, keys.mT)) * scale, units=2)
+        return logits.masked_fill(hidden, -math.inf)
 
     logits = logits_of()
     top = logits.amax(-1, keepdim=True) if S else logits.new_full((B, H, T, 1), -math.inf)
-    top = top.masked_fill(top == -math.inf, 0)  # of a row that sees nothing
+    top = at.shift(top.masked_fill(top == -math.inf, 0))  # 0 in a row that sees nothing
     weights = at.float32((logits - top).exp(), units=TRANSCENDENTAL)
     total = at.sum(weights, -1, keepdim=True)
     lse = at.float32(total.log() + top, units=2)
