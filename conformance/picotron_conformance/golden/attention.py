@@ -30,13 +30,15 @@ def attention(
     q, k, v = (tensors[name].double() for name in "qkv")
     (B, H, T, D), (K, S) = q.shape, k.shape[1:3]
     scale = 1 / math.sqrt(D) if scale is None else scale
+    # A constant in float32 (for exp2 with log2(e) in it) errs alike for all logits.
+    factor = at.float32(torch.tensor(scale, dtype=torch.float64), units=2)
     hidden = ~_sees(T, S, causal=causal, window=window, doc_ids=tensors.get("doc_ids"))
     group = torch.arange(H) // (H // K)  # the key/value head of each query head
     keys, values = k[:, group], v[:, group]
 
     def logits_of() -> Tensor:
         # The product, then scaled (or q before it), and for exp2 times log2(e): a rounding each.
-        logits = at.wide(at.wide(at.matmul(q, keys.mT)) * scale, units=2)
+        logits = at.wide(at.wide(at.matmul(q, keys.mT)) * factor, units=2)
         return logits.masked_fill(hidden, -math.inf)
 
     logits = logits_of()
