@@ -24,7 +24,7 @@ ENVIRONMENT = {
     "PICOTRON_BACKENDS": "Backends by op, e.g. `attention=sdpa,mem_efficient;*=auto`, or one name.",
     "PICOTRON_PLUGINS": "Plugins to enable, separated by commas, in place of the file's; `none` "
     "enables none but those whose backends are named.",
-    "PICOTRON_DEVICE": "The device to run on: auto, cpu or cuda (`run.device`).",
+    "PICOTRON_DEVICE": "The device: auto, cpu, cuda, or a card to simulate (`run.device`).",
     "PICOTRON_CACHE_DIR": "Where tokenised corpora are kept (`data.cache_dir`).",
 }
 

@@ -37,6 +37,10 @@ class RunError(PicotronError):
     """A run that had started cannot go on."""
 
 
+class NotFiniteError(RunError):
+    """A loss or gradient is infinite or NaN. The update was not made: the state is whole."""
+
+
 def did_you_mean(word: str, options: Iterable[str]) -> str:
     """The nearest right word as a sentence, or all of them where none is near.
 

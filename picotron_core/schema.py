@@ -86,8 +86,22 @@ class Train(Section):
     beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's second-moment decay.")
     eps: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
     clip: float = Field(1.0, ge=0, description="Largest global gradient norm; 0 means no limit.")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Compute dtype; master weights are always float32."
+    )
+    reduce_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="What gradients travel between ranks in: auto is float32; 16 bits halve the "
+        "traffic.",
+    )
+    loss_scale: float = Field(
+        65536.0, gt=0, description="float16: the first factor on the loss; it adapts."
+    )
+    loss_scale_growth: int = Field(
+        2000, ge=1, description="float16: steps without overflow after which it doubles."
+    )
+    max_skips: int = Field(
+        30, ge=1, description="float16: overflows in a row after which the run stops."
     )
     seed: int = Field(
         0, ge=0, lt=2**63, description="Of the initial weights and of the data's order."
@@ -110,7 +124,11 @@ class Run(Section):
 
     dir: str = Field("runs", description="The folder that run folders are made in.")
     name: str = Field("", description="The run's folder; nothing means one from the date.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="The device to run on.")
+    device: str = Field(
+        "auto",
+        description="auto, cpu, cuda, or a card to simulate: its choices on the device that is "
+        "here, e.g. t4, p100@2.13+cu130.",
+    )
     log_every: int = Field(10, ge=1, description="Steps between printed lines in a pipe.")
     sample: str = Field("", description="A prompt to continue when training ends.")
     timeout_s: float = Field(600.0, gt=0, description="Longest wait in a collective, in seconds.")

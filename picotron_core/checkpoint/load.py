@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,9 @@ def load(state: TrainState, folder: Path, manifest: Mapping[str, Any]) -> None:
         mine = {n.removeprefix(prefix): t for n, t in moments.items() if n.startswith(prefix)}
         _fill(by_name, mine, folder)
     state.step, state.tokens = int(manifest["step"]), int(manifest["tokens"])
+    if state.loss_scale and "loss_scale" in manifest:
+        seen = {name: manifest["loss_scale"][name] for name in ("value", "steps", "skips")}
+        state.loss_scale = replace(state.loss_scale, **seen)
     state.publish()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,10 @@ def _write(state: TrainState, folder: Path, facts: Mapping[str, Any]) -> None:
         for name, tensor in by_name.items()
     }
     save_file(moments, folder / "optimizer.safetensors")
-    write_manifest(folder, {"step": state.step, "tokens": state.tokens, **facts})
+    progress: dict[str, Any] = {"step": state.step, "tokens": state.tokens}
+    if state.loss_scale:
+        progress["loss_scale"] = asdict(state.loss_scale)
+    write_manifest(folder, {**progress, **facts})
     for path in (*folder.iterdir(), folder):
         fsync(path)
 

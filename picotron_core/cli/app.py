@@ -32,7 +32,10 @@ Rest = Annotated[
 Backends = Annotated[
     str, typer.Option(help="Backends by op: 'attention=sdpa,mem_efficient;*=auto', or one name.")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda: short for --run.device.")]
+Device = Annotated[
+    str,
+    typer.Option(help="auto, cpu, cuda, or a card to simulate (t4, p100@cu130): --run.device."),
+]
 Plugins = Annotated[
     list[str] | None,
     typer.Option("--plugin", help="Enable an installed plugin; may be repeated."),
@@ -119,9 +122,7 @@ def generate(
 @app.command(context_settings=WITH_SETTINGS, epilog=SETTINGS_HELP)
 def backends(
     rest: Rest = None,
-    device: Annotated[
-        str, typer.Option(help="A card that need not be here: t4, v100, p100, gtx1080, a100, h100.")
-    ] = "",
+    device: Device = "",
     json: Annotated[bool, typer.Option("--json", help="The same as data.")] = False,
     backends: Backends = "",
     plugin: Plugins = None,
@@ -130,10 +131,8 @@ def backends(
     from picotron_core.cli.backends import list_backends
 
     config, overrides = _split(rest)
-    here = device if device in ("auto", "cuda") else ""
-    overrides = [*_shorthands(plugin, here), *overrides]
-    settings = _settings(config, overrides, backends=backends)
-    return list_backends(settings, profile_name="" if here else device, as_json=json)
+    overrides = [*_shorthands(plugin, device), *overrides]
+    return list_backends(_settings(config, overrides, backends=backends), as_json=json)
 
 
 @app.command(context_settings=WITH_SETTINGS)
@@ -177,7 +176,9 @@ def _settings(
     path: Path | None, overrides: list[tuple[str, str]], *, backends: str = ""
 ) -> Settings:
     from picotron_core.config import load_settings  # late: --help need not wait for pydantic
+    from picotron_core.hardware import refuse_cpu_without_torch
 
+    refuse_cpu_without_torch()
     return load_settings(path, overrides, backends=backends)
 
 

@@ -13,7 +13,7 @@ from picotron_core.cli.selection import find_device, open_registry, select, trai
 from picotron_core.cli.terminal import open_console
 from picotron_core.config import Settings
 from picotron_core.errors import BackendError
-from picotron_core.hardware import Device, profile
+from picotron_core.hardware import Device
 from picotron_core.ops import OPS
 from picotron_core.precision import choose_precision
 from picotron_core.registry import Request, Verdict
@@ -23,11 +23,11 @@ from picotron_core.registry.select import installed_version, judge, rank
 PIPE_WIDTH = 160  # columns where no terminal says how many there are
 
 
-def list_backends(settings: Settings, *, profile_name: str, as_json: bool) -> int:
+def list_backends(settings: Settings, *, as_json: bool) -> int:
     """Print the table; exit code 2 where the settings ask for what this device cannot do."""
     registry = open_registry(settings)
-    device = profile(profile_name) if profile_name else find_device(settings, registry)
-    precision = choose_precision(settings.config.train.dtype, device)
+    device = find_device(settings, registry)
+    precision = choose_precision(settings.config.train.dtype, [device])
     architecture = architecture_of(settings.config, settings.config.data.vocab_size)
     wanted = training_requests(settings, architecture, device, precision.compute, world_size=1)
     rows = [row for op in OPS for row in _rows(op, settings, registry, wanted)]

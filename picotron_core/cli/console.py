@@ -19,7 +19,7 @@ from picotron_core.cli.terminal import open_console
 from picotron_core.data.tokens import Tokens
 from picotron_core.engine.metrics import EvalRecord, Record, StepRecord
 from picotron_core.engine.run_directory import RunDirectory
-from picotron_core.hardware import Device
+from picotron_core.hardware import Device, stand_in
 from picotron_core.model.architecture import Architecture
 from picotron_core.parallel.world import World
 from picotron_core.precision import Precision
@@ -42,7 +42,13 @@ class View:
     def introduce(self, device: Device, precision: Precision, world: World) -> None:
         ranks = f", {world.size} ranks" if world.size > 1 else ""
         self.console.print(f"[bold]picotron {__version__}[/] on {device}{ranks}")
-        self.console.print(f"dtype  {precision.compute} ({precision.reason}); float32 masters")
+        if device.simulated:
+            real = stand_in(device, world.local_rank)
+            self.console.print(
+                f"[bold yellow]SIMULATED[/]: what {device.name} would choose, computed on {real}. "
+                "Times and memory are not the card's."
+            )
+        self.console.print(f"dtype  {escape(str(precision))}")
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Data preparation, in bytes (total 0: unknown): a bar per stage, or one line in a pipe."""
@@ -90,6 +96,10 @@ class View:
             )
             return
         total = self.config.train.steps
+        if record.skipped:
+            scale = f"the loss scale is {record.loss_scale:g} now"
+            self.console.print(f"step {record.step + 1:>6}  overflowed, is tried again: {scale}")
+            return
         if self.console.is_terminal:
             if self.task is None:
                 self.task = self.bar.add_task("training", total=total, count="", note="")
@@ -102,6 +112,8 @@ class View:
 
 def _note(record: StepRecord) -> str:
     mfu = "" if record.mfu is None else f"  mfu {record.mfu:.0%}"
+    assert record.loss is not None  # it was not skipped
+    assert record.grad_norm is not None
     return (
         f"loss {record.loss:.4f}  norm {record.grad_norm:.2f}  lr {record.lr:.2e}  "
         f"{record.tokens_per_s:,.0f} tokens/s{mfu}"

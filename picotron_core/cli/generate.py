@@ -16,6 +16,7 @@ from picotron_core.data.tokenizer import open_tokenizer
 from picotron_core.engine.generate import generate
 from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.errors import ConfigError
+from picotron_core.hardware import stand_in
 from picotron_core.model.llama import Llama
 from picotron_core.model.requests import requests
 from picotron_core.precision import choose_precision
@@ -56,7 +57,7 @@ def write_text(
     architecture = architecture_of(config, tokenizer.vocab_size)
     registry = open_registry(settings)
     device = find_device(settings, registry)
-    precision = choose_precision(config.train.dtype, device)
+    precision = choose_precision(config.train.dtype, [device])
     wanted = requests(
         architecture,
         device=device,
@@ -70,7 +71,7 @@ def write_text(
     ops, _ = bind(select(settings, registry, wanted), registry)
     model = Llama(architecture, ops)
     load_weights_only(dict(model.named_parameters()), checkpoint)
-    model.to(torch.device(device.type), getattr(torch, precision.compute))
+    model.to(torch.device(stand_in(device).type), getattr(torch, precision.compute))
 
     # A prompt of nothing continues the end of a document: what the model saw before each one.
     ids = tokenizer.encode(prompt) or [tokenizer.eos_id]

@@ -19,19 +19,20 @@ from picotron_core.data.loader import num_windows
 from picotron_core.data.token_cache import prepare
 from picotron_core.data.tokens import Tokens
 from picotron_core.engine import run_directory
+from picotron_core.engine.loss_scale import LossScale
 from picotron_core.engine.metrics import matrix_product_rate
 from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.engine.state import TrainState, new_state
 from picotron_core.errors import ConfigError
-from picotron_core.hardware import Device
+from picotron_core.hardware import Device, stand_in
 from picotron_core.model.architecture import Architecture
 from picotron_core.model.init import initialise
 from picotron_core.model.llama import Llama
 from picotron_core.model.pretrained import load_weights
 from picotron_core.ops import Ops
-from picotron_core.parallel.agreement import agree
+from picotron_core.parallel.agreement import agree, devices_of_all
 from picotron_core.parallel.world import World
-from picotron_core.precision import choose_precision
+from picotron_core.precision import Precision, choose_precision
 from picotron_core.registry import Selection
 from picotron_core.registry.bind import bind
 from picotron_core.registry.plugins import Registry
@@ -64,7 +65,11 @@ def prepare_job(
     config = settings.config
     registry = open_registry(settings)
     device = find_device(settings, registry, world.local_rank)
-    precision = choose_precision(config.train.dtype, device)
+    precision = choose_precision(
+        config.train.dtype,
+        devices_of_all(world, device),
+        reduce=config.train.reduce_dtype,
+    )
     # A wish that cannot be met must not cost a tokenisation: the vocabulary decides no backend.
     draft = architecture_of(config, config.data.vocab_size if not config.model.path else 1)
     asked = training_requests(settings, draft, device, precision.compute, world.size)
@@ -78,8 +83,10 @@ def prepare_job(
         asked = training_requests(settings, architecture, device, precision.compute, world.size)
         ops, selections = bind(select(settings, registry, asked), registry)
         dtype = getattr(torch, precision.compute)
-        place = torch.device(f"cuda:{world.local_rank}" if device.type == "cuda" else device.type)
+        real = stand_in(device, world.local_rank)
+        place = torch.device(f"cuda:{world.local_rank}" if real.type == "cuda" else real.type)
         state = new_state(_model(config, architecture, ops), dtype=dtype, device=place)
+        state.loss_scale = _loss_scale(config, precision, world)
         if resume:
             _restore(state, resume[1], tokens, selections)
             if state.step >= config.train.steps:
@@ -157,6 +164,16 @@ def _model(config: Config, architecture: Architecture, ops: Ops) -> Llama:
     if config.model.path and config.model.pretrained:
         load_weights(model, config.model.path)
     return model
+
+
+def _loss_scale(config: Config, precision: Precision, world: World) -> LossScale | None:
+    if not precision.scales_loss:
+        return None
+    train = config.train
+    samples = train.micro_batch * train.accumulation * world.size
+    return LossScale(
+        value=train.loss_scale, tokens=samples * config.data.seq_len, growth=train.loss_scale_growth
+    )
 
 
 def _restore(

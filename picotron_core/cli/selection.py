@@ -10,7 +10,7 @@ from rich.table import Table
 
 from picotron_core.config import Settings
 from picotron_core.errors import BackendError, ConfigError
-from picotron_core.hardware import Device, look
+from picotron_core.hardware import Device, find, refuse_without_kernels, stand_in
 from picotron_core.model.architecture import Architecture
 from picotron_core.model.requests import requests
 from picotron_core.registry import Request, Selection, normalise
@@ -36,10 +36,15 @@ def open_registry(settings: Settings) -> Registry:
 
 
 def find_device(settings: Settings, registry: Registry, local_rank: int = 0) -> Device:
-    """The device of this process: a plugin's description, else a real look."""
-    kind = settings.config.run.device
-    described = described_device(registry) if kind == "auto" else None
-    return described or look(kind, local_rank)
+    """The device of this process: a plugin's description, else a real look or a profile.
+
+    Raises: ConfigError where it is not there, or the installed torch has no kernels for it.
+    """
+    wish = settings.config.run.device
+    described = described_device(registry) if wish == "auto" else None
+    device = described or find(wish, local_rank)
+    refuse_without_kernels(device)
+    return device
 
 
 def select(
@@ -68,6 +73,7 @@ def training_requests(
         document_mask=data.document_mask,
         training=True,
         world_size=world_size,
+        network=stand_in(device),
     )
 
 

@@ -24,7 +24,7 @@ from picotron_core.engine import run_directory
 from picotron_core.engine.plot import plot_losses
 from picotron_core.engine.run_directory import RunDirectory, selection_record
 from picotron_core.engine.train import train
-from picotron_core.errors import PicotronError, RunError
+from picotron_core.errors import NotFiniteError, PicotronError, RunError
 from picotron_core.parallel.data import sum_over_ranks
 from picotron_core.parallel.world import join
 from picotron_core.registry.plugins import notify
@@ -73,7 +73,7 @@ def _loop(job: Job, view: View) -> bool:
         peak_flops=job.peak_flops,
     )
     saved = job.state.step
-    with _interrupt() as asked_to_stop:
+    with _interrupt() as asked_to_stop, _saved_if_not_finite(job):
         for of_this_step in records:
             if job.world.is_first:
                 for record in of_this_step:
@@ -81,7 +81,7 @@ def _loop(job: Job, view: View) -> bool:
                     notify(job.registry, "picotron_on_step", record=run_directory.as_line(record))
                     view.show(record)
             every = job.config.checkpoint.every
-            if every and job.state.step % every == 0:
+            if every and job.state.step % every == 0 and saved != job.state.step:
                 _save(job)
                 saved = job.state.step
             if _any_rank(asked_to_stop, job):
@@ -89,6 +89,17 @@ def _loop(job: Job, view: View) -> bool:
     if saved != job.state.step:
         _save(job)
     return bool(asked_to_stop) and job.state.step < job.config.train.steps
+
+
+@contextmanager
+def _saved_if_not_finite(job: Job) -> Iterator[None]:
+    """The steps before one that cannot be made are not lost."""
+    try:
+        yield
+    except NotFiniteError:
+        if job.state.step:
+            _save(job)
+        raise
 
 
 def _save(job: Job) -> None:

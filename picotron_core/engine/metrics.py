@@ -16,8 +16,8 @@ class StepRecord:
 
     step: int
     tokens: int  # since the run's first step
-    loss: float  # nats per token
-    grad_norm: float  # before clipping
+    loss: float | None  # nats per token; None where it overflowed
+    grad_norm: float | None  # before clipping; None where it overflowed
     lr: float
     tokens_per_s: float
     mfu: float | None  # model FLOPs over the device's measured matrix-product rate; None unmeasured

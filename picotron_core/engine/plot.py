@@ -18,7 +18,8 @@ def plot_losses(lines: Sequence[dict[str, Any]], path: Path, *, title: str) -> b
     mpl.use("Agg")
     from matplotlib.figure import Figure
 
-    steps = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    made = [line for line in lines if "loss" in line and not line["skipped"]]
+    steps = [(line["step"], line["loss"]) for line in made]
     evaluations = [(line["step"], line["val_loss"]) for line in lines if "val_loss" in line]
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from picotron_core.engine.loss_scale import LossScale
 from picotron_core.model.llama import Llama
 from picotron_core.ops.optimizer import STATES
 
@@ -19,6 +20,7 @@ class TrainState:
         After backward each master's `.grad` holds the float32 gradient of the loss sum.
     moments: optimizer state name -> parameter name -> float32 tensor.
     step, tokens: done so far.
+    loss_scale: where the model computes in float16.
     """
 
     model: Llama
@@ -26,6 +28,7 @@ class TrainState:
     moments: dict[str, dict[str, Tensor]]
     step: int = 0
     tokens: int = 0
+    loss_scale: LossScale | None = None
 
     @property
     def device(self) -> torch.device:
@@ -37,6 +40,10 @@ class TrainState:
         parameters: list[Tensor] = [p for p in self.model.parameters() if p.dtype != torch.float32]
         if parameters:
             torch._foreach_copy_(parameters, list(self.masters.values()))
+
+    def drop_gradients(self) -> None:
+        for master in self.masters.values():
+            master.grad = None
 
 
 def new_state(model: Llama, *, dtype: torch.dtype, device: torch.device) -> TrainState:

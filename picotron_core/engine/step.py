@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from picotron_core.data.loader import Batch
 from picotron_core.engine.state import TrainState
-from picotron_core.errors import RunError
+from picotron_core.errors import NotFiniteError, RunError
 from picotron_core.ops import Comm, Ops
 from picotron_core.ops.loss import IGNORE_INDEX
 from picotron_core.ops.optimizer import AdamW
@@ -24,6 +23,7 @@ class StepResult:
     loss: float  # nats per valid token of the global batch
     grad_norm: float  # before clipping
     tokens: int  # valid tokens of the global batch
+    skipped: bool = False  # a gradient overflowed: the weights are untouched
 
 
 def train_step(
@@ -34,32 +34,47 @@ def train_step(
     The loss of each micro-batch is a sum; the gradient is divided once, by the number of valid
     tokens of the whole global batch, so accumulation and ranks change nothing but rounding.
 
-    Raises: RunError where loss or gradient is not finite; the weights are then untouched.
+    Under a loss scale an overflow is no error: the update is skipped, `state.step` stays, and the
+    next call tries the same batch with half the scale.
+
+    Raises: NotFiniteError where loss or gradient is not finite; the weights are then untouched.
     """
+    scale = state.loss_scale
+    factor = scale.factor if scale else 1.0
     device = state.device
     totals = torch.zeros(2, dtype=torch.float64, device=device)  # loss sum, valid tokens
     for batch in batches:
-        loss = _loss(state, batch, device)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = batch_loss(state, batch)
+        (loss * factor).backward()  # type: ignore[no-untyped-call]
         totals += torch.stack([loss.detach().double(), _valid_tokens(batch, device)])
     gradients = {name: _gradient(name, master) for name, master in state.masters.items()}
-    sum_over_ranks([totals, *gradients.values()], ops.comm)
+    sum_over_ranks([totals, *gradients.values()], ops.comm, dtype=reduce_dtype(train))
 
     loss_sum, tokens = totals
-    norm = torch.nn.utils.get_total_norm(gradients.values()) / tokens
+    norm = torch.nn.utils.get_total_norm(gradients.values()) / (tokens * factor)
+    overflow = (~torch.isfinite(loss_sum + norm)).double()
+    if scale:
+        # over dp: all_reduce(sum). A rank that skips alone would leave the others waiting.
+        sum_over_ranks([overflow], ops.comm)
     # The step's one wait for the device: a gradient that is not finite must not reach the weights.
-    mean, grad_norm, count = torch.stack([loss_sum / tokens, norm, tokens]).tolist()
+    mean, grad_norm, count, bad = torch.stack([loss_sum / tokens, norm, tokens, overflow]).tolist()
     if not count:
         raise RunError(f"No target of step {state.step + 1} is valid: all are ignored.")
-    if not (math.isfinite(mean) and math.isfinite(grad_norm)):
-        raise RunError(
+    if bad and scale:
+        state.loss_scale = scale.after_overflow()
+        state.drop_gradients()
+        return StepResult(loss=mean, grad_norm=grad_norm, tokens=int(count), skipped=True)
+    if bad:
+        raise NotFiniteError(
             f"The loss is {mean:g} and the gradient norm {grad_norm:g} at step {state.step + 1}. "
             f"The update was not made. Lower train.lr (now {train.lr:g}) or raise "
             f"train.warmup_steps (now {train.warmup_steps})."
         )
     clip = min(1.0, train.clip / grad_norm) if train.clip and grad_norm else 1.0
-    torch._foreach_mul_(list(gradients.values()), clip / count)
+    torch._foreach_mul_(list(gradients.values()), clip / (count * factor))
     _update(state, gradients, ops, lr=lr, train=train)
+    if scale:
+        state.loss_scale = scale.after_update()
     state.step += 1
     state.tokens += int(count)
     return StepResult(loss=mean, grad_norm=grad_norm, tokens=int(count))
@@ -71,7 +86,7 @@ def evaluate(state: TrainState, batches: Iterable[Batch], comm: Comm) -> float:
     device = state.device
     totals = torch.zeros(2, dtype=torch.float64, device=device)
     for batch in batches:
-        loss = _loss(state, batch, device)
+        loss = batch_loss(state, batch)
         totals += torch.stack([loss.double(), _valid_tokens(batch, device)])
     sum_over_ranks([totals], comm)
     return float(totals[0] / totals[1])
@@ -82,7 +97,17 @@ def decays(name: str, parameter: Tensor) -> bool:
     return parameter.ndim >= 2 and "embed_tokens" not in name
 
 
-def _loss(state: TrainState, batch: Batch, device: torch.device) -> Tensor:
+def reduce_dtype(train: Train) -> torch.dtype | None:
+    """What gradients travel between ranks in; None is their own float32."""
+    if train.reduce_dtype in ("auto", "float32"):
+        return None
+    dtype: torch.dtype = getattr(torch, train.reduce_dtype)
+    return dtype
+
+
+def batch_loss(state: TrainState, batch: Batch) -> Tensor:
+    """The sum of the losses of one micro-batch."""
+    device = state.device
     doc_ids = None if batch.doc_ids is None else batch.doc_ids.to(device)
     inputs = batch.inputs.to(device)
     targets = batch.targets.to(device)
@@ -123,5 +148,4 @@ def _update(
                 hyper=hyper,
             )
     state.publish()
-    for master in state.masters.values():
-        master.grad = None
+    state.drop_gradients()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 
 from picotron_core.data.loader import Batch, batch, num_windows, validation_batches
 from picotron_core.data.sampler import Sampler
 from picotron_core.data.tokens import Tokens
+from picotron_core.engine.loss_scale import LossScale
 from picotron_core.engine.metrics import EvalRecord, Record, StepRecord, bits_per_byte
 from picotron_core.engine.metrics import peak_memory_bytes as peak_memory
+from picotron_core.engine.overflow import first_overflow
 from picotron_core.engine.schedule import learning_rate
 from picotron_core.engine.state import TrainState
-from picotron_core.engine.step import evaluate, train_step
+from picotron_core.engine.step import batch_loss, evaluate, train_step
+from picotron_core.errors import NotFiniteError
 from picotron_core.ops import Ops
 from picotron_core.parallel.world import World
 from picotron_core.schema import Config
@@ -37,7 +41,8 @@ def train(
         flops_per_token: the model's FLOPs for one trained token.
         peak_flops: FLOP/s of all ranks' devices together, for `mfu`; None leaves it out.
 
-    Raises: RunError where the loss or the gradient is not finite.
+    Raises: NotFiniteError where the loss or the gradient is not finite, in float16 after
+        `train.max_skips` overflows in a row.
     """
     settings, seq_len = config.train, config.data.seq_len
     sampler = Sampler(num_windows(tokens.train, seq_len), settings.seed)
@@ -46,24 +51,48 @@ def train(
         lr = learning_rate(state.step + 1, settings)
         batches = _batches(state.step, config, tokens, sampler, world)
         result = train_step(state, batches, ops, lr=lr, train=settings)
+        scale = state.loss_scale
+        if scale and scale.skips >= settings.max_skips:
+            batches = _batches(state.step, config, tokens, sampler, world)
+            raise NotFiniteError(_overflowing(state, scale, batches, world))
         step_s = time.perf_counter() - start
         tokens_per_s = result.tokens / step_s
         record = StepRecord(
             step=state.step,
             tokens=state.tokens,
-            loss=result.loss,
-            grad_norm=result.grad_norm,
+            loss=result.loss if math.isfinite(result.loss) else None,
+            grad_norm=result.grad_norm if math.isfinite(result.grad_norm) else None,
             lr=lr,
             tokens_per_s=tokens_per_s,
             mfu=tokens_per_s * flops_per_token / peak_flops if peak_flops else None,
             step_s=step_s,
             peak_memory_bytes=peak_memory(state.device),
+            loss_scale=scale.value if scale else None,
+            skipped=result.skipped,
         )
+        if result.skipped:
+            yield (record,)
+            continue
         last = state.step == settings.steps
         if last or (settings.eval_every and state.step % settings.eval_every == 0):
             yield record, _evaluation(state, config, tokens, ops, world)
         else:
             yield (record,)
+
+
+def _overflowing(
+    state: TrainState, scale: LossScale, batches: Iterator[Batch], world: World
+) -> str:
+    """Why the run stops. All ranks call it, for the overflow may be of one rank's batch alone."""
+    factor = scale.factor
+    mine = first_overflow(state, batches, lambda batch: batch_loss(state, batch) * factor)
+    told = world.gather("overflow", mine)
+    place = next((f" On rank {rank} {text}." for rank, text in enumerate(told) if text), "")
+    return (
+        f"Step {state.step + 1} overflowed {scale.skips} times in a row, down to a loss scale of "
+        f"{scale.value:g}.{place} The update was not made. Use --train.dtype float32, or lower "
+        "--train.lr."
+    )
 
 
 def _batches(

@@ -17,6 +17,7 @@ def requests(
     document_mask: bool,
     training: bool,
     world_size: int,
+    network: Device | None = None,
 ) -> list[Request]:
     """One request per op and way of calling it; every op in training, the forward's in generation.
 
@@ -28,13 +29,16 @@ def requests(
         seq_len: tokens per sequence; in generation, the most that a sequence may reach.
         training: False asks for what `generate` calls: no loss, optimizer or comm, but attention
             of one token to all before it as well (feature `cross_length`).
+        network: the real device, whose collectives run, where `device` is simulated.
     """
     B, T = micro_batch, seq_len
     E, F, V = architecture.hidden_size, architecture.intermediate_size, architecture.vocab_size
     H, K = architecture.num_attention_heads, architecture.num_key_value_heads
     D = architecture.head_dim
 
-    def ask(op: str, *features: str, dtype: str = dtype, **sizes: int) -> Request:
+    def ask(
+        op: str, *features: str, dtype: str = dtype, device: Device = device, **sizes: int
+    ) -> Request:
         return Request(
             op=op,
             device=device,
@@ -61,5 +65,5 @@ def requests(
         *asked,
         ask("loss", N=B * T, E=E, V=V),
         ask("optimizer", dtype="float32"),
-        ask("comm", dtype="float32", world=world_size),
+        ask("comm", dtype="float32", device=network or device, world=world_size),
     ]

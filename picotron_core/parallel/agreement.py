@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
 from picotron_core.errors import BackendError
+from picotron_core.hardware import Device
 from picotron_core.parallel.world import World
 from picotron_core.registry import Selection
+
+
+def devices_of_all(world: World, device: Device) -> list[Device]:
+    """Every rank's device, in rank order."""
+    told = world.gather("device", json.dumps(asdict(device)))
+    return [_device(json.loads(text)) for text in told]
+
+
+def _device(record: dict[str, Any]) -> Device:
+    """JSON knows no tuples."""
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+    return Device(**fields)
 
 
 def agree(world: World, selections: Sequence[Selection], facts: Mapping[str, str]) -> None:

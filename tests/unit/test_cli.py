@@ -74,7 +74,7 @@ def chosen(answer):
 def test_backends_answers_for_a_card_that_is_not_there(picotron):
     code, t4 = answer(picotron, "--device", "t4")
     assert code == 0
-    assert t4["dtype"] == "float32"
+    assert t4["dtype"] == "float16"
     assert chosen(t4)["attention"] == "mem_efficient"
     (sdpa,) = (r for r in t4["backends"] if (r["op"], r["backend"]) == ("attention", "sdpa"))
     assert (sdpa["status"], sdpa["level"]) == ("able", "portable")
