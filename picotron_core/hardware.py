@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from picotron_core.errors import ConfigError, did_you_mean
 from picotron_core.wheels import builds, has_kernels, pip_line
@@ -38,6 +40,12 @@ class Device:
     def __str__(self) -> str:
         capability = "" if self.capability is None else " sm_{}{}".format(*self.capability)
         return f"{self.name}{capability}{' (simulated)' if self.simulated else ''}"
+
+
+def device_of(record: Mapping[str, Any]) -> Device:
+    """A device from its `dataclasses.asdict`, which has been through JSON: that knows no tuples."""
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+    return Device(**fields)
 
 
 def _card(name: str, capability: tuple[int, int], gib: float) -> Device:

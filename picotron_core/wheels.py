@@ -94,6 +94,7 @@ def pip_line(capability: Capability, installed: str, machine: str = platform.mac
     # Of several, the one with the oldest CUDA: it asks least of the driver.
     kept = next((build for build in serving if build.torch == minor), None)
     if kept:
-        return f"pip install torch=={release} --index-url {INDEX}/{kept.cuda}"
+        # With the build in the version: pip takes any build of the release that is there for it.
+        return f"pip install torch=={release}+{kept.cuda} --index-url {INDEX}/{kept.cuda}"
     newest = next(build for build in serving if build.torch == serving[-1].torch)
     return f"pip install 'torch=={newest.torch}.*' --index-url {INDEX}/{newest.cuda}"

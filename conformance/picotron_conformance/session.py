@@ -12,15 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from picotron_conformance.check import Profile
-from picotron_conformance.sources import (
-    contract_files,
-    digest,
-    distribution_files,
-    package_of,
-    suite_files,
-)
+from picotron_conformance.sources import contract_files, suite_files
 from picotron_core import __version__
 from picotron_core.hardware import Device
+from picotron_core.registry.sources import digest, distribution_files, package_of
 from picotron_core.registry.types import Candidate, Level
 
 # Variables that change what kernels compute or which of them run.

@@ -13,10 +13,11 @@ from typing import Literal
 from picotron_conformance.certificate import NOTE, Certificate, Certified, read_certificate
 from picotron_conformance.check import Verdict
 from picotron_conformance.session import Machine, look_at_machine
-from picotron_conformance.sources import contract_files, digest, distribution_files, suite_files
+from picotron_conformance.sources import contract_files, suite_files
 from picotron_core import __version__
 from picotron_core.errors import PicotronError
 from picotron_core.hardware import look
+from picotron_core.registry.sources import digest, distribution_files
 
 MOST_FILES = 5
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -135,6 +135,40 @@ def backends(
     return list_backends(_settings(config, overrides, backends=backends), as_json=json)
 
 
+@app.command(context_settings=WITH_SETTINGS, epilog=SETTINGS_HELP)
+def doctor(
+    rest: Rest = None,
+    device: Device = "",
+    json: Annotated[bool, typer.Option("--json", help="The same as data.")] = False,
+    backends: Backends = "",
+    plugin: Plugins = None,
+) -> int:
+    """Examine machine, torch, kernels, plugins and disk; say how to mend what is wrong."""
+    from picotron_core.cli.doctor.command import run_doctor
+    from picotron_core.config import load_settings
+
+    # Not by `_settings`: it stops at a CPU that cannot import torch, which is for us to say.
+    config, overrides = _split(rest)
+    overrides = [*_shorthands(plugin, device), *overrides]
+    return run_doctor(load_settings(config, overrides, backends=backends), as_json=json)
+
+
+@app.command(context_settings=WITH_SETTINGS, epilog=SETTINGS_HELP)
+def plan(
+    rest: Rest = None,
+    device: Device = "",
+    json: Annotated[bool, typer.Option("--json", help="The same as data.")] = False,
+    backends: Backends = "",
+    plugin: Plugins = None,
+) -> int:
+    """Say what memory a run takes on a device, whether it fits, and how long a step may be."""
+    from picotron_core.cli.plan import plan as run_plan
+
+    config, overrides = _split(rest)
+    overrides = [*_shorthands(plugin, device), *overrides]
+    return run_plan(_settings(config, overrides, backends=backends), as_json=json)
+
+
 @app.command(context_settings=WITH_SETTINGS)
 def config(
     rest: Rest = None,
@@ -146,6 +180,24 @@ def config(
 
     path, overrides = _split(rest)
     list_settings(_settings(path, overrides, backends=backends), markdown=markdown)
+
+
+@app.command(context_settings=WITH_SETTINGS)
+def quarantine(
+    action: Annotated[
+        Literal["list", "clear"],
+        typer.Argument(help="list what the trials found, or clear it: try again."),
+    ] = "list",
+    plugin: Annotated[str, typer.Argument(show_default=False, help="Of this plugin alone.")] = "",
+    cache_dir: Annotated[
+        str, typer.Option("--data.cache_dir", help="Where the trials are kept.")
+    ] = "",
+) -> int:
+    """List the trials of plugins, and clear them so that a plugin is tried again."""
+    from picotron_core.cli.quarantine import run_quarantine
+
+    overrides = [("data.cache_dir", cache_dir)] if cache_dir else []
+    return run_quarantine(_settings(None, overrides), action, plugin)
 
 
 @app.command(no_args_is_help=True)

@@ -9,7 +9,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from picotron_core.cli.model import architecture_of
-from picotron_core.cli.selection import find_device, open_registry, select, training_requests
+from picotron_core.cli.selection import (
+    find_device,
+    open_quarantine,
+    open_registry,
+    select,
+    training_requests,
+)
 from picotron_core.cli.terminal import open_console
 from picotron_core.config import Settings
 from picotron_core.errors import BackendError
@@ -25,7 +31,7 @@ PIPE_WIDTH = 160  # columns where no terminal says how many there are
 
 def list_backends(settings: Settings, *, as_json: bool) -> int:
     """Print the table; exit code 2 where the settings ask for what this device cannot do."""
-    registry = open_registry(settings)
+    registry = open_registry(settings, open_quarantine(settings))
     device = find_device(settings, registry)
     precision = choose_precision(settings.config.train.dtype, [device])
     architecture = architecture_of(settings.config, settings.config.data.vocab_size)
@@ -121,6 +127,9 @@ def _verdict(row: dict[str, Any]) -> str:
 
 def _plugin_line(plugin: dict[str, str]) -> str:
     name = f"\nplugin [bold]{escape(plugin['plugin'])}[/] ({escape(plugin['provider'])}): "
+    if plugin["status"] == "quarantined":
+        again = f"`picotron quarantine clear {escape(plugin['plugin'])}` has it tried again."
+        return f"{name}[red]quarantined[/]: {escape(plugin['error'])}. {again}"
     if plugin["status"] == "failed":
         return f"{name}[red]failed[/]: {escape(plugin['error'])}. --json has the traceback."
     if plugin["status"] == "inactive":

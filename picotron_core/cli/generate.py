@@ -10,7 +10,7 @@ import torch
 
 from picotron_core.checkpoint.load import find_checkpoint, load_weights_only
 from picotron_core.cli.model import architecture_of
-from picotron_core.cli.selection import find_device, open_registry, select
+from picotron_core.cli.selection import find_device, open_quarantine, open_registry, select
 from picotron_core.config import Settings
 from picotron_core.data.tokenizer import open_tokenizer
 from picotron_core.engine.generate import generate
@@ -55,7 +55,8 @@ def write_text(
     config = settings.config
     tokenizer = open_tokenizer(run.tokenizer, eos_id=manifest["eos_id"])
     architecture = architecture_of(config, tokenizer.vocab_size)
-    registry = open_registry(settings)
+    quarantine = open_quarantine(settings)
+    registry = open_registry(settings, quarantine)
     device = find_device(settings, registry)
     precision = choose_precision(config.train.dtype, [device])
     wanted = requests(
@@ -68,10 +69,11 @@ def write_text(
         training=False,
         world_size=1,
     )
-    ops, _ = bind(select(settings, registry, wanted), registry)
+    real = stand_in(device)
+    ops, _ = bind(select(settings, registry, wanted), registry, quarantine=quarantine, real=real)
     model = Llama(architecture, ops)
     load_weights_only(dict(model.named_parameters()), checkpoint)
-    model.to(torch.device(stand_in(device).type), getattr(torch, precision.compute))
+    model.to(torch.device(real.type), getattr(torch, precision.compute))
 
     # A prompt of nothing continues the end of a document: what the model saw before each one.
     ids = tokenizer.encode(prompt) or [tokenizer.eos_id]

@@ -12,7 +12,13 @@ import torch
 from picotron_core.checkpoint.load import find_checkpoint, load
 from picotron_core.cli.console import View
 from picotron_core.cli.model import architecture_of
-from picotron_core.cli.selection import find_device, open_registry, select, training_requests
+from picotron_core.cli.selection import (
+    find_device,
+    open_quarantine,
+    open_registry,
+    select,
+    training_requests,
+)
 from picotron_core.config import Settings
 from picotron_core.data.corpus import open_corpus
 from picotron_core.data.loader import num_windows
@@ -30,12 +36,13 @@ from picotron_core.model.init import initialise
 from picotron_core.model.llama import Llama
 from picotron_core.model.pretrained import load_weights
 from picotron_core.ops import Ops
-from picotron_core.parallel.agreement import agree, devices_of_all
+from picotron_core.parallel.agreement import agree, common, devices_of_all, evidence_of_all
 from picotron_core.parallel.world import World
 from picotron_core.precision import Precision, choose_precision
 from picotron_core.registry import Selection
-from picotron_core.registry.bind import bind
+from picotron_core.registry.bind import bind, tried_on
 from picotron_core.registry.plugins import Registry
+from picotron_core.registry.quarantine import Quarantine, Used
 from picotron_core.schema import Config
 
 log = logging.getLogger("picotron")
@@ -49,6 +56,7 @@ class Job:
     world: World
     run: RunDirectory
     registry: Registry
+    quarantine: Quarantine
     device: Device
     selections: tuple[Selection, ...]
     ops: Ops
@@ -57,13 +65,20 @@ class Job:
     peak_flops: float
     flops_per_token: float
 
+    @property
+    def used(self) -> list[Used]:
+        """The kernels at work, with what they were tried on."""
+        real = stand_in(self.device, self.world.local_rank)
+        return [(s.chosen, tried_on(s.requests, real)) for s in self.selections]
+
 
 def prepare_job(
     settings: Settings, resume: tuple[RunDirectory, Path] | None, world: World, view: View
 ) -> Job:
     """Everything before the first step, cheapest checks first."""
     config = settings.config
-    registry = open_registry(settings)
+    quarantine = open_quarantine(settings, evidence_of_all(world))
+    registry = open_registry(settings, quarantine)
     device = find_device(settings, registry, world.local_rank)
     precision = choose_precision(
         config.train.dtype,
@@ -81,9 +96,10 @@ def prepare_job(
         tokens = _prepare_tokens(config, world, view)
         architecture = architecture_of(config, tokens.vocab_size)
         asked = training_requests(settings, architecture, device, precision.compute, world.size)
-        ops, selections = bind(select(settings, registry, asked), registry)
-        dtype = getattr(torch, precision.compute)
         real = stand_in(device, world.local_rank)
+        selected = common(world, select(settings, registry, asked))
+        ops, selections = bind(selected, registry, quarantine=quarantine, real=real)
+        dtype = getattr(torch, precision.compute)
         place = torch.device(f"cuda:{world.local_rank}" if real.type == "cuda" else real.type)
         state = new_state(_model(config, architecture, ops), dtype=dtype, device=place)
         state.loss_scale = _loss_scale(config, precision, world)
@@ -125,6 +141,7 @@ def prepare_job(
         world=world,
         run=run,
         registry=registry,
+        quarantine=quarantine,
         device=device,
         selections=selections,
         ops=ops,

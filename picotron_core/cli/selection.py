@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
@@ -14,25 +15,54 @@ from picotron_core.hardware import Device, find, refuse_without_kernels, stand_i
 from picotron_core.model.architecture import Architecture
 from picotron_core.model.requests import requests
 from picotron_core.registry import Request, Selection, normalise
-from picotron_core.registry.plugins import Registry, described_device, load_registry
+from picotron_core.registry.breadcrumb import sweep
+from picotron_core.registry.plugins import (
+    PluginRecord,
+    Registry,
+    described_device,
+    load_registry,
+)
+from picotron_core.registry.quarantine import Agree, Quarantine
 from picotron_core.registry.select import plugins_named, resolve
 
 log = logging.getLogger("picotron")
 
 
-def open_registry(settings: Settings) -> Registry:
-    """The registry with the plugins that the settings enable or name."""
+def open_quarantine(settings: Settings, agree: Agree = lambda what, mine: mine) -> Quarantine:
+    """Where plugins are tried, after what former runs left there was judged."""
+    folder = Path(settings.config.data.cache_dir).expanduser() / "trials"
+    quarantine = Quarantine(folder, agree)
+    for sentence in sweep(quarantine):
+        log.warning("%s", sentence)
+    return quarantine
+
+
+def open_registry(settings: Settings, quarantine: Quarantine) -> Registry:
+    """The registry with the plugins that the settings enable or name, each tried in a child first.
+
+    Raises: BackendError where one that is named cannot be used.
+    """
     named = plugins_named(settings.rules)
-    registry = load_registry([*settings.config.plugins.enable, *named])
+    enabled = [*settings.config.plugins.enable, *named]
+    registry = load_registry(enabled, evidence_against=quarantine.plugin)
     for failed in registry.failed():
         plugin = failed.provider.plugin
         if normalise(plugin) in map(normalise, named):
             raise BackendError(
-                f"A backend of plugin {plugin!r} is asked for, but it failed to load: "
-                f"{failed.error}. Reinstall {failed.provider.distribution}, or choose another."
+                f"A backend of plugin {plugin!r} is asked for, but it {_what_became(failed)}. "
+                f"Reinstall {failed.provider.distribution}, or choose another."
             )
-        log.warning("plugin %s failed to load: %s", plugin, failed.error)
+        log.warning("plugin %s %s", plugin, _what_became(failed))
     return registry
+
+
+def _what_became(record: PluginRecord) -> str:
+    if record.status == "failed":
+        return f"failed to load: {record.error}"
+    return (
+        f"is quarantined: {record.error} "
+        f"(`picotron quarantine clear {record.provider.plugin}` has it tried again)"
+    )
 
 
 def find_device(settings: Settings, registry: Registry, local_rank: int = 0) -> Device:

@@ -27,6 +27,7 @@ from picotron_core.engine.train import train
 from picotron_core.errors import NotFiniteError, PicotronError, RunError
 from picotron_core.parallel.data import sum_over_ranks
 from picotron_core.parallel.world import join
+from picotron_core.registry.breadcrumb import breadcrumb
 from picotron_core.registry.plugins import notify
 
 log = logging.getLogger("picotron")
@@ -73,7 +74,11 @@ def _loop(job: Job, view: View) -> bool:
         peak_flops=job.peak_flops,
     )
     saved = job.state.step
-    with _interrupt() as asked_to_stop, _saved_if_not_finite(job):
+    with (
+        breadcrumb(job.quarantine, job.used),
+        _interrupt() as asked_to_stop,
+        _saved_if_not_finite(job),
+    ):
         for of_this_step in records:
             if job.world.is_first:
                 for record in of_this_step:
@@ -93,11 +98,14 @@ def _loop(job: Job, view: View) -> bool:
 
 @contextmanager
 def _saved_if_not_finite(job: Job) -> Iterator[None]:
-    """The steps before one that cannot be made are not lost."""
+    """The steps before one that float16 cannot make are not lost.
+
+    In wider dtypes a loss that is not finite means that the weights are ruined: not worth keeping.
+    """
     try:
         yield
     except NotFiniteError:
-        if job.state.step:
+        if job.state.loss_scale and job.state.step:
             _save(job)
         raise
 

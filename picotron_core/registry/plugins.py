@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import traceback
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points, version
@@ -39,7 +39,7 @@ class PluginRecord:
     """What became of one plugin."""
 
     provider: Provider
-    status: Literal["active", "inactive", "failed"]
+    status: Literal["active", "inactive", "failed", "quarantined"]
     error: str = ""
     traceback: str = ""
 
@@ -53,14 +53,18 @@ class Registry:
     manager: pluggy.PluginManager = field(repr=False)
 
     def failed(self) -> Iterator[PluginRecord]:
-        return (record for record in self.plugins if record.status == "failed")
+        """Those that were enabled and cannot be used."""
+        return (record for record in self.plugins if record.status in ("failed", "quarantined"))
 
 
-def load_registry(enable: Collection[str] = ()) -> Registry:
+def load_registry(
+    enable: Collection[str] = (), *, evidence_against: Callable[[EntryPoint], str] | None = None
+) -> Registry:
     """Load the bundled backends and the enabled plugins; list the others without importing them.
 
     Args:
         enable: plugin names (entry-point names of the group `picotron`).
+        evidence_against: asked before a plugin is imported; one with any is not.
 
     Raises: ConfigError for a name that is not installed; BackendError where two backends claim one
         (op, name). A plugin that fails to load is a record, not an error.
@@ -83,6 +87,9 @@ def load_registry(enable: Collection[str] = ()) -> Registry:
         provider = _provider(point)
         if normalise(point.name) not in wanted:
             records.append(PluginRecord(provider=provider, status="inactive"))
+            continue
+        if evidence_against and (evidence := evidence_against(point)):
+            records.append(PluginRecord(provider=provider, status="quarantined", error=evidence))
             continue
         record, declared = _load_plugin(manager, point, provider)
         records.append(record)

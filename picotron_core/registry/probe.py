@@ -6,7 +6,7 @@ gradient). It is no proof of correctness: that is the conformance suite's work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from picotron_core.ops.loss import IGNORE_INDEX
 from picotron_core.ops.optimizer import STATES, AdamW
-from picotron_core.registry.types import Code, Kernel, Reason, Request
+from picotron_core.registry.types import Candidate, Code, Kernel, Level, Reason, Request
 
 # Relative to the norm of the reference. Wide: it must never accuse a right kernel, and the errors
 # it is meant for (another mask, no gradient, garbage) are of the order of one.
@@ -42,6 +42,20 @@ def probe(kernel: Kernel, reference: Kernel, request: Request) -> Reason | None:
         return _compare(found, wanted, dtype)
     except Exception as error:  # noqa: BLE001 - whatever a kernel raises here rules it out
         return _failed(f"raised {type(error).__name__}: {_first_line(error)}")
+
+
+def reference_for(op: str, candidates: Iterable[Candidate]) -> Candidate | None:
+    """The bundled backend whose level is plainly REFERENCE: what the others are tried against."""
+    return next(
+        (
+            candidate
+            for candidate in candidates
+            if candidate.backend.op == op
+            and candidate.provider.bundled
+            and candidate.backend.level is Level.REFERENCE
+        ),
+        None,
+    )
 
 
 def _run(

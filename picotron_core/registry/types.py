@@ -36,6 +36,7 @@ class Code(StrEnum):
     VERSION = "version"
     IMPORT_FAILED = "import_failed"
     PROBE_FAILED = "probe_failed"
+    QUARANTINED = "quarantined"  # it hurt a process that was there to be hurt, or a run
     DECLARATION = "declaration"  # its own `supports` or `level` raised
 
 

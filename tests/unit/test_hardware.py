@@ -102,7 +102,7 @@ def test_a_torch_without_kernels_for_the_card_is_one_line_with_the_fix():
     for part in (
         "Tesla P100 has compute capability 6.0",
         "torch 2.13.0+cu130 has kernels for sm_75 sm_80",
-        "pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cu126",
+        "pip install torch==2.13.0+cu126 --index-url https://download.pytorch.org/whl/cu126",
         "--device cpu",
     ):
         assert part in message

@@ -57,11 +57,11 @@ def test_torch_has_the_same_rules_for_machine_code():
 @pytest.mark.parametrize(
     ("capability", "installed", "line"),
     [
-        ((6, 1), "2.13.0+cu130", "torch==2.13.0 --index-url {}/cu126"),
-        ((7, 0), "2.11.0+cu128", "torch==2.11.0 --index-url {}/cu126"),
-        ((5, 2), "2.7.1+cu128", "torch==2.7.1 --index-url {}/cu118"),
+        ((6, 1), "2.13.0+cu130", "torch==2.13.0+cu126 --index-url {}/cu126"),
+        ((7, 0), "2.11.0+cu128", "torch==2.11.0+cu126 --index-url {}/cu126"),
+        ((5, 2), "2.7.1+cu128", "torch==2.7.1+cu118 --index-url {}/cu118"),
         ((12, 0), "2.6.0+cu124", "'torch==2.14.*' --index-url {}/cu130"),  # 2.6 has none
-        ((12, 0), "2.8.0+cu126", "torch==2.8.0 --index-url {}/cu128"),
+        ((12, 0), "2.8.0+cu126", "torch==2.8.0+cu128 --index-url {}/cu128"),
         ((6, 0), "2.15.0+cu132", "'torch==2.14.*' --index-url {}/cu126"),  # the last that has
     ],
 )

@@ -1,0 +1,121 @@
+"""Which plugin's kernel killed a run: known to the next start.
+
+A kernel that passed its trial may still kill a process, by shapes that the trial did not have.
+While a run uses plugins' kernels it keeps a breadcrumb: who they are, and a file that Python's
+fault handler writes to as the process dies of a signal.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from picotron_core.files import replace_text
+from picotron_core.registry.quarantine import (
+    Entry,
+    Quarantine,
+    Used,
+    as_dict,
+    entry_of,
+    is_foreign,
+    kernel_key,
+)
+from picotron_core.registry.sources import package_of
+
+
+@contextmanager
+def breadcrumb(quarantine: Quarantine, used: Sequence[Used]) -> Iterator[None]:
+    """Left behind if the process dies within; gone once this is left, by whatever way."""
+    suspects = [
+        {
+            "key": kernel_key(*kernel),
+            "package": package_of(kernel[0]),
+            "entry": as_dict(entry_of(kernel[0])),
+        }
+        for kernel in used
+        if is_foreign(kernel[0])
+    ]
+    if not suspects:
+        yield
+        return
+    crumb = quarantine.folder / f"running-{os.getpid()}.json"
+    faults = crumb.with_suffix(".faults")
+    before = faulthandler.is_enabled()
+    with faults.open("w", encoding="utf-8") as file:
+        replace_text(crumb, json.dumps({"process": _process(os.getpid()), "used": suspects}))
+        faulthandler.enable(file)
+        try:
+            yield
+        finally:
+            faulthandler.disable()
+            if before:
+                faulthandler.enable()
+            crumb.unlink()
+    faults.unlink()
+
+
+def sweep(quarantine: Quarantine) -> list[str]:
+    """Judge by the breadcrumbs of processes that are gone; a sentence for each kernel accused.
+
+    One that left no word was killed from outside, or lost its power: that accuses nobody.
+    """
+    told = []
+    for crumb in sorted(quarantine.folder.glob("running-*.json")):
+        left = json.loads(crumb.read_text(encoding="utf-8"))
+        if left["process"] == _process(int(crumb.stem.partition("-")[2])):
+            continue
+        faults = crumb.with_suffix(".faults")
+        text = faults.read_text(encoding="utf-8") if faults.exists() else ""
+        for suspect in _culprits(left["used"], text):
+            entry = Entry(**suspect["entry"])
+            evidence = f"it killed a run: {_fault(text, suspect['package'])}"
+            quarantine.keep(suspect["key"], entry, evidence)
+            told.append(f"{entry.what} is quarantined: {evidence}")
+        for path in (crumb, faults):
+            path.unlink(missing_ok=True)  # another rank may sweep as well
+    return told
+
+
+def _culprits(used: Sequence[dict[str, Any]], faults: str) -> Sequence[dict[str, Any]]:
+    """Those in whose files the process died; all, where the fault was in none of them."""
+    if not faults:
+        return ()
+    return [one for one in used if _frame(faults, one["package"])] or used
+
+
+def _frame(faults: str, package: str) -> re.Match[str] | None:
+    """The innermost frame in a package's files: those of a thread come with the last call first."""
+    return re.search(rf'File "([^"]*\b{re.escape(package)}\b[^"]*)", line (\d+) in (\w+)', faults)
+
+
+def _fault(faults: str, package: str) -> str:
+    """The first line of the fault handler's account, and where in the package it was."""
+    head = faults.splitlines()[0].removeprefix("Fatal Python error: ")
+    frame = _frame(faults, package)
+    return head if frame is None else f"{head} in {frame[3]} ({Path(frame[1]).name}:{frame[2]})"
+
+
+def _process(pid: int) -> str:
+    """Who a process is, for numbers come again; "" where it is gone."""
+    stat = Path(f"/proc/{pid}/stat")
+    if Path("/proc/self/stat").exists():
+        try:
+            text = stat.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        # Its start in clock ticks since boot: field 22, behind the name, which may hold spaces.
+        return f"{pid} {text.rpartition(')')[2].split()[19]} {boot}"
+    try:  # not Linux: the number has to do
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        pass  # it is somebody else's
+    return str(pid)
