@@ -48,8 +48,8 @@ class Work:
         return bytes_of(self.dtype)
 
     @property
-    def cuda(self) -> bool:
-        return self.device.type == "cuda"
+    def on_cpu(self) -> bool:
+        return self.device.type == "cpu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +95,7 @@ def _norm(work: Work) -> Cost:
 def _fused_norm(work: Work) -> Cost:
     """On CUDA x, x / rms and y in the compute dtype; on a CPU torch composes it as `_norm` does."""
     numbers = work.tokens * work.architecture.hidden_size
-    return Cost(kept=3 * numbers * work.size, extra=numbers * 8) if work.cuda else _norm(work)
+    return _norm(work) if work.on_cpu else Cost(kept=3 * numbers * work.size, extra=numbers * 8)
 
 
 def _swiglu(work: Work) -> Cost:
@@ -126,17 +126,18 @@ def _sdpa(work: Work) -> Cost:
     """Torch's flash kernel: q, k, v, out, the lse, and out once more as o_proj's rows. A CPU's
     works in float32. On CUDA, where flash cannot serve, the memory-efficient one: `_pinned`.
     """
-    if work.cuda and (work.device.below_ampere or work.size > 2 or work.document_mask):
+    if not work.on_cpu and (work.device.below_ampere or work.size > 2 or work.document_mask):
         cost = _pinned(work)
     else:
-        size = work.size if work.cuda else FLOAT32
+        size = FLOAT32 if work.on_cpu else work.size
         kept = _qkvo(work, size) + _of_queries(work, work.size) + _lse(work)
-        extra = _qkvo(work, size, repeated=work.cuda)
-        # On CUDA dq is summed in float32.
-        cost = Cost(kept=kept, extra=extra + (_of_queries(work, FLOAT32) if work.cuda else 0))
+        extra = _qkvo(work, size, repeated=not work.on_cpu)
+        if not work.on_cpu:  # dq is summed in float32
+            extra += _of_queries(work, FLOAT32)
+        cost = Cost(kept=kept, extra=extra)
     if not work.document_mask:
         return cost
-    bias = work.micro_batch * work.seq_len**2 * (work.size if work.cuda else FLOAT32)
+    bias = work.micro_batch * work.seq_len**2 * (FLOAT32 if work.on_cpu else work.size)
     return Cost(kept=cost.kept + bias, extra=cost.extra)
 
 
@@ -144,7 +145,7 @@ def _lean_attention(work: Work) -> Cost:
     """Torch's kernel on CUDA, which takes no documents; else block by block, with k's and v's
     gradients summed in float32 and three blocks of logits at a time.
     """
-    if work.cuda and not work.document_mask:
+    if not work.on_cpu and not work.document_mask:
         return _pinned(work)
     a = work.architecture
     kept = _qkvo(work, work.size) + _of_queries(work, work.size) + _lse(work)
@@ -189,7 +190,7 @@ def _lean_loss(work: Work) -> Cost:
     dhidden = N * a.hidden_size * work.size
     rows = chunk_rows(N=N, E=a.hidden_size, V=a.vocab_size)
     forward = 3 * rows * a.vocab_size * FLOAT32
-    if work.cuda and work.size < FLOAT32:
+    if not work.on_cpu and work.size < FLOAT32:
         forward += head * FLOAT32  # a product in float32, before it is added
     backward = dhidden + head * (FLOAT32 + (work.size if work.size < FLOAT32 else 0))
     return Cost(kept=dhidden + head * FLOAT32, extra=max(forward, backward))

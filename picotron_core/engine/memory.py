@@ -47,8 +47,9 @@ def timeline(work: Work) -> list[Moment]:
         cost(op, work) for op in ("norm", "loss", "swiglu", "attention")
     )
     mlp, layer = norm.kept + swiglu.kept, 2 * norm.kept + attention.kept + swiglu.kept
-    stream = 3 * N * INT64 + 2 * N * E * size  # the batch; the residual stream and its gradient
-    below = (a.num_hidden_layers - 1) * layer + stream
+    batch = 3 * N * INT64
+    stream = batch + 2 * N * E * size  # in the backward: the residual stream's gradient, and a sum
+    lower = (a.num_hidden_layers - 1) * layer
 
     head, width = a.vocab_size * E, a.intermediate_size * E  # numbers of such a matrix
     layers = P - head * (1 if a.tie_word_embeddings else 2)
@@ -79,26 +80,26 @@ def timeline(work: Work) -> list[Moment]:
         moment(
             "the loss",
             made=0,
-            activations=below + layer + norm.kept,
+            activations=lower + layer + norm.kept + batch,
             loss=loss.kept,
             temporary=loss.extra,
         ),
         moment(
             "the backward of the last norm",
             made=of_head,
-            activations=below + layer + norm.kept,
+            activations=lower + layer + norm.kept + stream,
             temporary=waiting + norm.extra,
         ),
         moment(
             "the backward of the last layer's MLP",
             made=of_head + width,
-            activations=below + layer,
+            activations=lower + layer + stream,
             temporary=waiting + swiglu.extra,
         ),
         moment(
             "the backward of the last layer's attention",
             made=of_head + 3 * width,
-            activations=below + layer - mlp,
+            activations=lower + layer - mlp + stream,
             temporary=waiting + attention.extra,
         ),
         moment(
@@ -139,7 +140,7 @@ def reserve(device: Device, moment: Moment) -> int:
     What the process or CUDA's context takes, with torch's kernels and cuBLAS's workspace, and the
     gaps that the allocator cannot fill between what comes and goes.
     """
-    fixed, gaps = RESERVE[device.type if device.type in RESERVE else "cuda"]
+    fixed, gaps = RESERVE["cpu" if device.type == "cpu" else "cuda"]
     passing = moment.gradients + moment.activations + moment.loss + moment.temporary
     return int(fixed * 2**30 + gaps * passing)
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from picotron_core.engine.kernel_memory import Work
 from picotron_core.hardware import Device
 
-# The share of the rate of bare matrix products that a whole step reaches. An assumption: the demo
-# was measured at 0.42 on two CPU cores, large models on accelerators are reported from 0.2 to 0.5
-# (Chowdhery et al. 2022, arXiv:2204.02311, table 3). Small models on fast cards reach less.
-EFFICIENCY = 0.4
+# The share of a rate that a whole step reaches: an assumption. Of measured matrix products the demo
+# had 0.42 on two CPU cores. Published rates are reached by no product; of them large models report
+# 0.21 to 0.46 (Chowdhery et al. 2022, arXiv:2204.02311, table 3), small ones on fast cards less.
+EFFICIENCY = {"measured": 0.4, "published": 0.3}
 
 # TFLOP/s by the names of hardware.PROFILES: dense, sums in float32, at boost clock. From NVIDIA's
 # data sheets (P100 and V100 for PCIe, T4, A100, H100 SXM) and architecture papers (GTX 980, GTX
@@ -35,12 +36,13 @@ PUBLISHED: Mapping[str, Mapping[str, float]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """rate: FLOP/s of matrix products, measured here or published. step_s: of one update."""
+    """What a step of one rank may take."""
 
-    rate: float
-    measured: bool
-    step_s: float
-    tokens_per_s: float  # of one rank
+    rate: float  # FLOP/s of matrix products
+    source: Literal["measured", "published"]
+    efficiency: float  # assumed: the share of the rate that a step reaches
+    step_s: float  # of one update
+    tokens_per_s: float
 
 
 def published_rate(device: Device, dtype: str) -> float | None:
@@ -49,9 +51,15 @@ def published_rate(device: Device, dtype: str) -> float | None:
     return None if teraflops is None else teraflops * 1e12
 
 
-def predict(work: Work, rate: float, *, measured: bool) -> Speed:
-    """The time of a step at EFFICIENCY of `rate` (FLOP/s); updates and collectives are left out."""
+def predict(work: Work, rate: float, source: Literal["measured", "published"]) -> Speed:
+    """The time of a step whose FLOPs go at `EFFICIENCY` of `rate`, in FLOP/s."""
+    efficiency = EFFICIENCY[source]
     tokens = work.tokens * work.accumulation
-    flops = work.architecture.flops_per_token(work.seq_len) * tokens
-    step_s = flops / (rate * EFFICIENCY)
-    return Speed(rate=rate, measured=measured, step_s=step_s, tokens_per_s=tokens / step_s)
+    step_s = work.architecture.flops_per_token(work.seq_len) * tokens / (rate * efficiency)
+    return Speed(
+        rate=rate,
+        source=source,
+        efficiency=efficiency,
+        step_s=step_s,
+        tokens_per_s=tokens / step_s,
+    )

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,8 +31,9 @@ from picotron_core.registry.select import resolve
 from picotron_core.registry.types import Candidate, Provider
 from picotron_core.schema import Train
 
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
-TOLERANCE = 0.05  # the promise is 0.15; the worst of these was 0.02 off with torch 2.13
+TOLERANCE = 0.03  # the promise is 0.15; the worst of these was 0.02 off with torch 2.13
 LEAN = "attention=mem_efficient;loss=mem_efficient;swiglu=mem_efficient;*=auto"
 NAIVE_LOSS = "attention=sdpa;loss=naive-math;norm=torch-fused;*=auto"
 
@@ -244,10 +246,10 @@ def test_every_card_has_a_rate_for_its_dtypes(card):
     device = PROFILES[card]
     for dtype in ("float32", choose_precision("auto", [device]).compute):
         assert speed.published_rate(device, dtype) > 1e12
-    expected = speed.predict(on_card(card), 1e12, measured=False)
+    expected = speed.predict(on_card(card), 1e12, "published")
     tokens = 2 * 512
     flops = SHAPES["deep"][0].flops_per_token(512) * tokens
-    assert expected.step_s == pytest.approx(flops / (speed.EFFICIENCY * 1e12))
+    assert expected.step_s == pytest.approx(flops / (0.3 * 1e12))
     assert expected.tokens_per_s == pytest.approx(tokens / expected.step_s)
 
 
@@ -255,7 +257,7 @@ def test_every_card_has_a_rate_for_its_dtypes(card):
 def test_the_largest_micro_batch_fits_and_one_more_does_not(card):
     work = on_card(card)
     largest = memory.largest_micro_batch(work)
-    assert largest > 100
+    assert largest > 32
     assert memory.fits(replace(work, micro_batch=largest))
     assert not memory.fits(replace(work, micro_batch=largest + 1))
     tiny = replace(work, device=replace(work.device, memory_bytes=2**20))
@@ -286,10 +288,11 @@ def test_remedies_are_the_mildest_that_fit():
     assert "attention=mem_efficient" in other_kernels.flags
     assert "micro_batch" not in other_kernels.flags
     assert smaller.flags == "--train.micro_batch 6 --train.accumulation 2"
-    both = remedy.remedies(replace(work, micro_batch=256), lean_ops)
-    assert [("mem_efficient" in way.flags, "micro_batch" in way.flags) for way in both] == [
-        (False, True)
-    ]
+    both = remedy.remedies(replace(work, seq_len=4096, micro_batch=64), lean_ops)
+    assert len(both) == 1
+    assert both[0].flags.startswith("--backends 'attention=mem_efficient;")
+    assert "' --train.micro_batch " in both[0].flags
+    assert "seq_len" not in both[0].flags
     no_choice = remedy.remedies(replace(work, seq_len=2**16, micro_batch=1), lean_ops)
     assert len(no_choice) == 1
     assert "--data.seq_len" in no_choice[0].flags
@@ -298,6 +301,16 @@ def test_remedies_are_the_mildest_that_fit():
     for way in (other_kernels, smaller, *both, *no_choice):
         assert way.needed <= work.device.memory_bytes
 
+
+ACME = """
+from picotron_core.registry import Backend, Level, hookimpl, kernel_from
+
+@hookimpl
+def picotron_backends():
+    for name, memory in (("lean", "linear"), ("plain", "")):
+        yield Backend(op="attention", name=name, level=Level.SPECIALIZED, memory=memory,
+                      load=kernel_from("nowhere:kernel"), supports=lambda request: ())
+"""
 
 MODEL = ("--model.hidden_size", "768", "--model.intermediate_size", "2048")
 MODEL += ("--model.num_hidden_layers", "12", "--data.seq_len", "1024")
@@ -310,7 +323,7 @@ def test_a_plan_for_a_card_that_is_not_here(picotron):
     assert "Tesla T4 sm_75 (simulated). Compute dtype: float16." in out
     assert "measured" not in out
     *_, time_line, verdict = out.strip().splitlines()
-    assert "assumed 40% of the published 65 TFLOP/s" in time_line
+    assert "assumed 30% of the published 65 TFLOP/s" in time_line
     assert verdict.startswith("Fits: ")
     code, out, _ = picotron("plan", "--device", "t4", "--data.tokenizer", "/nowhere")
     assert code == 0
@@ -342,10 +355,43 @@ def test_what_does_not_fit_says_by_how_much_and_its_remedies_do(picotron):
     assert "at any micro-batch: make the model smaller" in out.strip().splitlines()[-1]
 
 
+def test_the_example_in_the_hardware_page_is_what_is_printed(picotron):
+    config = str(ROOT / "examples" / "pretrain_124m.toml")
+    changed = ("--train.micro_batch", "8", "--backends", "loss=naive-math")
+    _, out, _ = picotron("plan", config, "--device", "gtx1080", *changed)
+    page = (ROOT / "docs" / "hardware.md").read_text(encoding="utf-8")
+    assert "\n".join(f"    {line}".rstrip() for line in out.splitlines()) in page
+
+
 def test_a_build_of_torch_without_kernels_is_the_error(picotron):
     code, _, err = picotron("plan", "--device", "p100@cu130")
     assert code == 2
     assert "Install one that has: pip install torch" in err
+
+
+def test_a_plugins_kernel_is_counted_by_its_claim_and_the_plan_says_so(
+    picotron, tmp_path, monkeypatch
+):
+    """From its declaration alone: it could not even be loaded."""
+    (tmp_path / "acme_of_the_plan.py").write_text(ACME)
+    info = tmp_path / "acme_kernels-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: acme-kernels\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[picotron]\nacme = acme_of_the_plan\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # for the child that tries its import
+    asked = ("plan", "--device", "t4", "--data.cache_dir", str(tmp_path / "cache"), "--backends")
+    needed = []
+    for name, like in (("lean", "mem_efficient"), ("plain", "naive-math")):
+        code, out, _ = picotron(*asked, f"attention=acme/{name}")
+        assert code == 0
+        assert f"attention acme/{name}" in out
+        assert f"counted like {like}" in out
+        needed.append(json.loads(picotron(*asked, f"attention=acme/{name}", "--json")[1])["needed"])
+        theirs = json.loads(picotron(*asked, f"attention={like}", "--json")[1])
+        assert needed[-1] == theirs["needed"]
+        assert theirs["notes"] == []
+    assert needed[0] < needed[1]
 
 
 def test_the_command_as_a_process():
@@ -358,4 +404,4 @@ def test_the_command_as_a_process():
     assert answer["needed"] == parts + answer["reserve"]
     assert answer["fits"] is (answer["needed"] <= 24 * 2**30)
     assert answer["largest_micro_batch"] >= answer["micro_batch"]
-    assert answer["speed"]["measured"] is False
+    assert answer["speed"]["source"] == "published"

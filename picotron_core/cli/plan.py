@@ -1,0 +1,244 @@
+"""`picotron plan`: will this run fit, what takes the memory, and how long is a step?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from rich.markup import escape
+from rich.table import Table
+
+from picotron_core.cli.model import architecture_of
+from picotron_core.cli.selection import (
+    find_device,
+    open_quarantine,
+    open_registry,
+    select,
+    training_requests,
+)
+from picotron_core.cli.terminal import open_console
+from picotron_core.config import Settings
+from picotron_core.engine import memory, remedy, speed
+from picotron_core.engine.kernel_memory import COUNTED, Work, cost, counted_as
+from picotron_core.engine.metrics import matrix_product_rate
+from picotron_core.errors import ConfigError
+from picotron_core.precision import choose_precision
+from picotron_core.registry import Request, Selection, normalise
+from picotron_core.registry.plugins import Registry
+from picotron_core.registry.select import installed_version, judge
+from picotron_core.registry.types import Candidate
+
+PIPE_WIDTH = 160  # columns where no terminal says how many there are
+BARELY = 0.9  # of the memory: the estimate itself is only good to some per cent
+
+
+def plan(settings: Settings, *, as_json: bool) -> int:
+    """Print what the run takes on one rank; exit code 2 where that is more than the device has.
+
+    Loads no data and no tokenizer: the vocabulary is the config's.
+    """
+    registry = open_registry(settings, open_quarantine(settings))
+    device = find_device(settings, registry)
+    config, train = settings.config, settings.config.train
+    precision = choose_precision(train.dtype, [device], reduce=train.reduce_dtype)
+    architecture = architecture_of(config, 1 if config.model.path else config.data.vocab_size)
+    wanted = training_requests(settings, architecture, device, precision.compute, world_size=1)
+    selections = select(settings, registry, wanted)
+    work = Work(
+        architecture=architecture,
+        device=device,
+        dtype=precision.compute,
+        seq_len=config.data.seq_len,
+        micro_batch=train.micro_batch,
+        accumulation=train.accumulation,
+        document_mask=config.data.document_mask,
+        reduce_dtype=precision.reduce,
+        kernels={op: counted_as(op, selections[op].chosen) for op in COUNTED},
+    )
+    fits = memory.fits(work) if device.memory_bytes else None
+    answer = _answer(work, selections)
+    answer |= {
+        "dtype_reason": precision.reason,
+        "fits": fits,
+        "notes": list(_notes(settings, work, selections)),
+        "remedies": [],
+    }
+    if fits is False:
+        found = remedy.remedies(work, _lean_ops(work, registry, wanted))
+        answer["remedies"] = [asdict(way) for way in found]
+    if as_json:
+        print(json.dumps(answer, indent=2))
+    else:
+        _print(answer, work)
+    return ConfigError.exit_code if fits is False else 0
+
+
+def _answer(work: Work, selections: Mapping[str, Selection]) -> dict[str, Any]:
+    moments = memory.timeline(work)
+    worst = memory.peak(work)
+    expected = _speed(work)
+    a = work.architecture
+    return {
+        "device": str(work.device),
+        "memory_bytes": work.device.memory_bytes,
+        "dtype": work.dtype,
+        "parameters": a.num_parameters,
+        "vocab_size": a.vocab_size,
+        "micro_batch": work.micro_batch,
+        "seq_len": work.seq_len,
+        "accumulation": work.accumulation,
+        "backends": {op: selections[op].chosen.qualified_name for op in COUNTED},
+        "peak": {"moment": worst.name, **{part: getattr(worst, part) for part in memory.PARTS}},
+        "most": {part: max(getattr(m, part) for m in moments) for part in memory.PARTS},
+        "reserve": memory.reserve(work.device, worst),
+        "needed": memory.needed(work),
+        "largest_micro_batch": memory.largest_micro_batch(work),
+        "flops_per_token": a.flops_per_token(work.seq_len),
+        "speed": asdict(expected) if expected else None,
+    }
+
+
+def _speed(work: Work) -> speed.Speed | None:
+    """By what this device does now, if it is here; else by what is published of it."""
+    if work.device.simulated:
+        rate = speed.published_rate(work.device, work.dtype)
+        return None if rate is None else speed.predict(work, rate, "published")
+    try:
+        rate = matrix_product_rate(getattr(torch, work.dtype), torch.device(work.device.type))
+    except torch.OutOfMemoryError:  # another run has the card; the plan stands without a time
+        return None
+    return speed.predict(work, rate, "measured")
+
+
+def _notes(settings: Settings, work: Work, selections: Mapping[str, Selection]) -> Sequence[str]:
+    """What a reader must know of the estimate."""
+    notes = []
+    for op in COUNTED:
+        chosen = selections[op].chosen
+        if normalise(chosen.backend.name) != work.kernels[op] or not chosen.provider.bundled:
+            counted = work.kernels[op].replace("naive_math", "naive-math")
+            claim = "claims linear memory" if chosen.backend.memory else "claims nothing of memory"
+            notes.append(
+                f"{op}: {chosen.qualified_name} {claim}; counted like {counted}, its own memory "
+                "is not known"
+            )
+    if settings.config.data.tokenizer and not settings.config.model.path:
+        notes.append(
+            f"the vocabulary of data.tokenizer is not looked at: counted as data.vocab_size = "
+            f"{work.architecture.vocab_size}"
+        )
+    return notes
+
+
+def _lean_ops(work: Work, registry: Registry, wanted: Sequence[Request]) -> list[str]:
+    """The ops that mem_efficient could serve here and does not."""
+
+    def able(candidate: Candidate) -> bool:
+        asked = [request for request in wanted if request.op == candidate.backend.op]
+        return not judge(candidate, asked, installed_version).reasons
+
+    return [
+        candidate.backend.op
+        for candidate in registry.candidates
+        if candidate.provider.bundled
+        and normalise(candidate.backend.name) == "mem_efficient"
+        and work.kernels[candidate.backend.op] != "mem_efficient"
+        and able(candidate)
+    ]
+
+
+def _print(answer: dict[str, Any], work: Work) -> None:
+    console = open_console(width=PIPE_WIDTH)
+    console.print(f"Device: {work.device}. Compute dtype: {work.dtype}.", style="bold")
+    console.print(
+        f"{answer['parameters'] / 1e6:.1f} M parameters with a vocabulary of "
+        f"{answer['vocab_size']}; {work.micro_batch} x {work.seq_len} tokens a forward, "
+        f"{work.tokens * work.accumulation} an update.\n"
+    )
+    unit, number = ("GiB", 2**30) if answer["needed"] >= 2**30 else ("MiB", 2**20)
+    table = Table("one rank", unit, "", box=None, header_style="bold")
+    table.columns[1].justify = "right"
+    for name, size, how in _rows(answer, work):
+        table.add_row(name, f"{size / number:.2f}", escape(how))
+    console.print(table)
+    console.print(f"\n{escape(_time(answer))}")
+    for note in answer["notes"]:
+        console.print(f"[yellow]note[/]: {escape(note)}.")
+    style = {True: "bold green", False: "bold red", None: "bold"}[answer["fits"]]
+    console.print(escape(_verdict(answer)), style=style)
+
+
+def _rows(answer: dict[str, Any], work: Work) -> Iterator[tuple[str, int, str]]:
+    """What is alive at the worst moment: name, bytes, and what it is."""
+    peak, most = answer["peak"], answer["most"]
+    how = {
+        "weights": work.dtype,
+        "masters": "float32, what is updated",
+        "moments": "float32, AdamW's two",
+        "gradients": "float32",
+        "activations": _of_layers(work, answer["backends"]),
+        "loss": f"{_name(answer['backends']['loss'])}, {work.tokens} tokens",
+        "temporary": f"the worst moment is {peak['moment']}",
+    }
+    for part in memory.PARTS:
+        if most[part]:
+            other = peak[part] < 0.9 * most[part]
+            later = f"; {_bytes(most[part])} at another moment" if other else ""
+            yield part, peak[part], how[part] + later
+    _, gaps = memory.RESERVE["cpu" if work.on_cpu else "cuda"]
+    what = "the process" if work.on_cpu else "the device's context"
+    yield "reserve", answer["reserve"], f"assumed: {what}, and {gaps:.0%} of what comes and goes"
+    has = answer["memory_bytes"]
+    yield "needed", answer["needed"], f"of {_bytes(has)}" if has else ""
+
+
+def _time(answer: dict[str, Any]) -> str:
+    if (expected := answer["speed"]) is None:
+        return "How long a step takes cannot be said: no rate of matrix products is known."
+    step_s = expected["step_s"]
+    return (
+        f"A step of perhaps {step_s:.{0 if step_s >= 10 else 2}f} s, "
+        f"{expected['tokens_per_s']:.0f} tokens/s: "
+        f"an assumed {expected['efficiency']:.0%} of the {expected['source']} "
+        f"{expected['rate'] / 1e12:.3g} TFLOP/s in {answer['dtype']}."
+    )
+
+
+def _of_layers(work: Work, backends: Mapping[str, str]) -> str:
+    a = work.architecture
+    layer = 2 * cost("norm", work).kept + cost("swiglu", work).kept + cost("attention", work).kept
+    served = ", ".join(f"{op} {_name(backends[op])}" for op in ("attention", "swiglu", "norm"))
+    return f"{a.num_hidden_layers} layers of {_bytes(layer)}: {served}"
+
+
+def _verdict(answer: dict[str, Any]) -> str:
+    needed, has = answer["needed"], answer["memory_bytes"]
+    sizes = f"{_bytes(needed)} of {_bytes(has)}"
+    if answer["fits"] is None:
+        return f"Needs {_bytes(needed)}; the device does not say how much it has."
+    if answer["fits"]:
+        how = "Fits" if needed <= BARELY * has else "Fits, barely"
+        return (
+            f"{how}: {sizes}. The largest micro-batch that does is {answer['largest_micro_batch']}."
+        )
+    ways = [f"{way['flags']} ({_bytes(way['needed'])})" for way in answer["remedies"]]
+    if ways:
+        fix = f"Use {', or '.join(ways)}."
+    else:
+        fixed = sum(answer["most"][part] for part in ("weights", "masters", "moments", "gradients"))
+        fix = (
+            f"Weights, gradients and optimizer alone take {_bytes(fixed)}, at any micro-batch: "
+            "make the model smaller (--model.num_hidden_layers, --model.hidden_size)."
+        )
+    return f"Does not fit: {sizes}, {_bytes(needed - has)} too much. {fix}"
+
+
+def _name(qualified_name: str) -> str:
+    return qualified_name.removeprefix("picotron/")
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
