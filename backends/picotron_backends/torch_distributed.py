@@ -75,12 +75,14 @@ class TorchComm:
     ) -> Work:
         check_op(op)
         _check_contiguous(tensor)
+        _check_member(group)
         return dist.all_reduce(tensor, _REDUCE[op], group, async_op) or Done()
 
     @torch.no_grad()
     def all_gather_into_tensor(
         self, output: Tensor, tensor: Tensor, *, group: Group = None, async_op: bool = False
     ) -> Work:
+        _check_member(group)
         check_shards(output, tensor, dist.get_world_size(group))
         return _all_gather(output, tensor, group, async_op) or Done()
 
@@ -95,6 +97,7 @@ class TorchComm:
         async_op: bool = False,
     ) -> Work:
         check_op(op)
+        _check_member(group)
         check_shards(tensor, output, dist.get_world_size(group))
         return _reduce_scatter(output, tensor, _REDUCE[op], group, async_op) or Done()
 
@@ -102,21 +105,23 @@ class TorchComm:
         self, tensor: Tensor, *, src: int, group: Group = None, async_op: bool = False
     ) -> Work:
         _check_contiguous(tensor)
+        _check_inside(src, group)
         return dist.broadcast(tensor, src, group, async_op) or Done()
 
     def send(
         self, tensor: Tensor, *, dst: int, group: Group = None, async_op: bool = False
     ) -> Work:
-        _check_peer(dst)
+        _check_peer(dst, group)
         return _settle(dist.isend(tensor, dst, group), async_op)
 
     def recv(
         self, tensor: Tensor, *, src: int, group: Group = None, async_op: bool = False
     ) -> Work:
-        _check_peer(src)
+        _check_peer(src, group)
         return _settle(dist.irecv(tensor, src, group), async_op)
 
     def barrier(self, *, group: Group = None) -> None:
+        _check_member(group)
         dist.barrier(group)
 
 
@@ -125,16 +130,26 @@ def _check_contiguous(tensor: Tensor) -> None:
         raise ValueError(f"a tensor of strides {tensor.stride()}; comm needs it contiguous")
 
 
-def _check_peer(peer: int) -> None:
-    rank, world = dist.get_rank(), dist.get_world_size()
-    if peer == rank or not 0 <= peer < world:  # gloo would wait for it until the timeout
-        raise ValueError(f"rank {rank} of {world} has no peer {peer} to send to or hear from")
+def _check_member(group: Group) -> None:
+    if group is dist.GroupMember.NON_GROUP_MEMBER:  # torch would warn, and do nothing
+        raise ValueError(f"rank {dist.get_rank()} calls over a group that it is not in")
+
+
+def _check_inside(rank: int, group: Group) -> None:
+    _check_member(group)
+    ranks = dist.get_process_group_ranks(group or dist.group.WORLD)
+    if rank not in ranks:
+        raise ValueError(f"rank {rank} is not among those of the group, {ranks}")
+
+
+def _check_peer(peer: int, group: Group) -> None:
+    _check_inside(peer, group)
+    if peer == dist.get_rank():  # gloo would wait for it until the timeout
+        raise ValueError(f"rank {peer} is no peer of its own, to send to or hear from")
 
 
 def _settle(work: Any, async_op: bool) -> Work:
     """The work itself where it may go on, else one that is done: gloo's cannot be waited twice."""
-    if work is None:
-        raise ValueError("send or recv over a group that this rank is not in")
     if not async_op:
         work.wait()
         return Done()

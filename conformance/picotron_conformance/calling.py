@@ -17,7 +17,7 @@ from picotron_conformance.check import (
     WrongKernelError,
 )
 from picotron_conformance.forms import FORMS, Form
-from picotron_conformance.inputs import FAR, Placed, place
+from picotron_conformance.inputs import PACKED, Placed, place, place_together
 from picotron_conformance.judge import judge
 from picotron_conformance.problem import Case, Problem, golden_results, problem_of, results_of
 from picotron_core.registry.types import Kernel
@@ -39,9 +39,12 @@ class Run:
 
 
 def placed_tensors(case: Case, problem: Problem, device: torch.device) -> dict[str, Placed]:
+    typed = {name: value.to(case.dtype_of(name, value)) for name, value in problem.tensors.items()}
+    packed = {name: value for name, value in typed.items() if case.layout(name) == PACKED}
+    together = place_together(packed, device)
     return {
-        name: place(value, case.dtype_of(name, value), case.layout(name), device)
-        for name, value in problem.tensors.items()
+        name: together.get(name) or place(value, value.dtype, case.layout(name), device)
+        for name, value in typed.items()
     }
 
 
@@ -69,7 +72,7 @@ def run(
         memory with an input.
     """
     form = FORMS[case.op]
-    if FAR in case.layouts.values() and 0 < target.hardware.memory_bytes < ROOM_FOR_FAR:
+    if case.is_far and 0 < target.hardware.memory_bytes < ROOM_FOR_FAR:
         raise UndecidedError(Verdict.UNSUPPORTED, "tensors of 4 GiB do not fit here")
     problem = problem_of(case, target.seed if seed is None else seed)
     placed = placed_tensors(case, problem, target.device)

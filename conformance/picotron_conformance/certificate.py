@@ -10,35 +10,34 @@ from pathlib import Path
 from typing import Any
 
 from picotron_conformance.check import EXECUTED, Outcome, Verdict
+from picotron_conformance.differences import unclear
 from picotron_conformance.documents import CERTIFICATE, FORMAT, parse, plain, read_document
+from picotron_conformance.installed import Origin
 from picotron_conformance.matrix import DTYPES, Skip, skips_of
 from picotron_conformance.report import BROKEN, by_backend, tally
 from picotron_conformance.session import Claims, Machine, Session, UnderTest
 from picotron_core.errors import ConfigError
 from picotron_core.files import replace_text
+from picotron_core.registry.sources import ENTRY_POINTS
 
 NOTE = (
     "The hash detects a change of this file by accident, not by intent: it is no signature, and "
-    "anyone can make one. Who wants proof runs the suite again, with a fresh seed."
+    "anyone can make one. It speaks of files that were installed and imported: not of what a "
+    "kernel opens, builds, downloads or finds in a cache of its own, nor of what a start-up file, "
+    "a variable or a conftest.py changes in the process; and a kernel that knows that it is "
+    "watched can behave. Who wants proof reads it and runs the suite again, with a fresh seed."
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Certified:
-    """What was proven of one backend.
+class Certified(Origin):
+    """What was proven of one backend, and of what exactly.
 
-    files: sha256 by path; see `UnderTest`.
     checks: how many by verdict. passed: by aspect, then dtype ("any" where a check has none).
     worst: by limit, the largest fraction of it that a result took.
     checks_sha256: over the id and verdict of every check, for comparing two sessions of one seed.
     """
 
-    op: str
-    name: str
-    distribution: str
-    version: str
-    package: str
-    files: Mapping[str, str]
     claims: Claims
     checks: Mapping[Verdict, int]
     passed: Mapping[str, Mapping[str, int]]
@@ -46,10 +45,6 @@ class Certified:
     skips: tuple[Skip, ...]
     not_tested: tuple[str, ...]
     checks_sha256: str
-
-    @property
-    def key(self) -> str:
-        return f"{self.op}={self.name}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +120,8 @@ def _against(session: Session, checks: Mapping[str, Sequence[Outcome]]) -> str:
             "some planned checks were deselected or not collected. Run all of them, without -k, "
             "-m, --deselect, -x or single test ids."
         )
+    if session.objections:
+        return session.objections[0]
     if session.machine.device.simulated:
         return f"{session.machine.device} is a profile of a card, not a card. Run on a real one."
     if not session.backends:
@@ -145,11 +142,13 @@ def _against(session: Session, checks: Mapping[str, Sequence[Outcome]]) -> str:
             return f"no check of {backend.key} was executed on {session.machine.device}."
         if len({check.id for check in its}) < len(its):
             return f"two checks of {backend.key} have one id, so that one of them is not proven."
-        if not backend.files:
+        if not backend.files.keys() - {ENTRY_POINTS}:
             return (
                 f"no file of {backend.key} was found: neither a distribution "
                 f"{backend.distribution!r} nor a package {backend.package!r} is installed."
             )
+        for why in unclear(backend):
+            return f"{backend.key}: {why}."
     return ""
 
 
@@ -172,6 +171,8 @@ def _certified(backend: UnderTest, checks: Sequence[Outcome], session: Session) 
         version=backend.version,
         package=backend.package,
         files=dict(sorted(backend.files.items())),
+        entry_point=backend.entry_point,
+        rests_on=backend.rests_on,
         claims=backend.claims,
         checks=tally(checks),
         passed=passed,

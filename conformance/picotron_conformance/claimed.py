@@ -32,9 +32,22 @@ def claimed(
     raise UndecidedError(Verdict.UNSUPPORTED, f"it claims no such case of {op} in {dtype}")
 
 
+def trained(
+    target: Target, op: str, dtype: str, *, wanted: Callable[[Case], bool] = lambda case: True
+) -> list[Case]:
+    """The quick cases that it claims with a backward.
+
+    Raises: UndecidedError where it claims none.
+    """
+    cases, training = claimed(target, op, dtype, wanted=wanted)
+    if not training:
+        raise UndecidedError(Verdict.UNSUPPORTED, "it claims no training")
+    return cases
+
+
 def of_each_kind(cases: Sequence[Case]) -> list[Case]:
     """The first case of each set of features: each may take another way through a kernel."""
-    return list({case.features: case for case in reversed(cases)}.values())[::-1]
+    return list({(case.features, case.kind): case for case in reversed(cases)}.values())[::-1]
 
 
 def smaller_and_larger(cases: Sequence[Case]) -> list[Case]:
@@ -52,7 +65,7 @@ def smaller_and_larger(cases: Sequence[Case]) -> list[Case]:
 
 
 def _cases(target: Target, op: str, dtype: str, training: bool) -> Iterator[Case]:
-    for case in cases_of(op, dtype, "quick", 0):
+    for case in cases_of(op, dtype, "quick", target.seed):
         request = case.request(target.hardware, training=training)
         if not target.candidate.backend.supports(request):
             yield case

@@ -26,6 +26,7 @@ class Form:
     reaches: by the name of the input, the outputs that depend on it, where that is not all.
     oracle: the outputs in float64, to be differentiated by autograd.
     always_float32: inputs and outputs that do not take the compute dtype.
+    alike: two inputs that may be one tensor, where they are of one shape.
     """
 
     op: str
@@ -35,6 +36,7 @@ class Form:
     gradients: Mapping[str, str]
     reaches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     always_float32: frozenset[str] = frozenset()
+    alike: tuple[str, ...] = ()
 
 
 def _attention(
@@ -113,6 +115,7 @@ FORMS = {
         gradients={"q": "dq", "k": "dk", "v": "dv"},
         reaches={"v": ("out",)},
         always_float32=frozenset({"lse"}),
+        alike=("k", "v"),
     ),
     "norm": Form(
         op="norm",
@@ -129,6 +132,7 @@ FORMS = {
         gradients={"q": "dq", "k": "dk"},
         reaches={"q": ("q_out",), "k": ("k_out",)},
         always_float32=frozenset({"cos", "sin"}),
+        alike=("q", "k"),
     ),
     "swiglu": Form(
         op="swiglu",
@@ -136,6 +140,7 @@ FORMS = {
         golden=swiglu,
         oracle=lambda t, options: {"y": oracles.swiglu(t["gate"], t["up"])},
         gradients={"gate": "dgate", "up": "dup"},
+        alike=("gate", "up"),
     ),
     "loss": Form(
         op="loss",

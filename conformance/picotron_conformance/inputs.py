@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -88,6 +88,8 @@ LAYOUTS = (
 # Not drawn at random: the rows of dim 0 lie so far apart that 32 bits cannot count the elements
 # between the first and the last. The memory between is never touched, so a CPU never provides it.
 FAR = "far"
+# Not drawn either: all tensors so laid out share one buffer, as the parts of a fused projection.
+PACKED = "packed"
 FAR_ELEMENTS = 2**31
 GUARD = 64  # elements before and after; a multiple of any vector width keeps "contiguous" aligned
 
@@ -168,6 +170,30 @@ def place(value: Tensor, dtype: torch.dtype, layout: str, device: torch.device) 
     tensor[tuple(once)].copy_(value[tuple(once)])
     tensor = tensor.detach()
     return Placed(tensor, buffer, buffer.clone(), tensor._version)
+
+
+def place_together(values: Mapping[str, Tensor], device: torch.device) -> dict[str, Placed]:
+    """Tensors of one dtype in one poisoned buffer, side by side along their last dim where they
+    are alike in all others, else one behind the other.
+    """
+    if not values:
+        return {}
+    first = next(iter(values.values()))
+    alike = all(value.shape[:-1] == first.shape[:-1] for value in values.values())
+    width = sum(value.shape[-1] for value in values.values())
+    rows = first.shape[:-1].numel()
+    total = rows * width if alike else sum(value.numel() for value in values.values())
+    buffer = torch.full((total + 2 * GUARD,), math.nan, dtype=first.dtype, device=device)
+    tensors: dict[str, Tensor] = {}
+    start = GUARD
+    for name, value in values.items():
+        strides = list(torch.empty(value.shape, device="meta").stride())
+        if alike:
+            strides = [stride // value.shape[-1] * width for stride in strides[:-1]] + [1]
+        tensors[name] = buffer.as_strided(value.shape, strides, start).copy_(value).detach()
+        start += value.shape[-1] if alike else value.numel()
+    before = buffer.clone()
+    return {name: Placed(t, buffer, before, t._version) for name, t in tensors.items()}
 
 
 def _place_far(value: Tensor, device: torch.device) -> Placed:

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from picotron_conformance.forms import FORMS
-from picotron_conformance.inputs import as_laid_out
+from picotron_conformance.inputs import FAR, as_laid_out
 from picotron_conformance.judge import Golden, golden_of
 from picotron_conformance.rounding import Rounding
 from picotron_core.hardware import Device
@@ -34,6 +34,7 @@ class Case:
     draw: makes the tensors, by name, of a generator.
     outputs: the shape of each result. upstream: those that a gradient comes back to.
     layouts: by tensor name, "" for all others; upstream_layout is that of the gradients.
+    kind: what besides features may send a kernel another way.
     """
 
     op: str
@@ -49,6 +50,12 @@ class Case:
     upstream_layout: str = "contiguous"
     upstream_scale: float = 1.0
     upstream_shift: float = 0.0
+    kind: str = ""
+
+    @property
+    def is_far(self) -> bool:
+        """Whether some tensor's rows lie gigabytes apart."""
+        return FAR in {*self.layouts.values(), self.upstream_layout}
 
     @property
     def elements(self) -> int:

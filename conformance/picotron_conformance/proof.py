@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -16,20 +16,34 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
+from picotron_conformance.answers import Answers
 from picotron_conformance.certificate import write_certificate
-from picotron_conformance.check import Check, Outcome, Profile, Verdict
+from picotron_conformance.check import Check, Outcome, Profile, Target, Verdict
+from picotron_conformance.collecting import Collecting, id_of
+from picotron_conformance.differences import Now
 from picotron_conformance.documents import plain
+from picotron_conformance.imports import Imports
+from picotron_conformance.installed import Installed
 from picotron_conformance.matrix import of_limit, worst_of
 from picotron_conformance.ranks.world import end_all
-from picotron_conformance.report import BROKEN, by_backend, failure, reproduce, tally, write_report
+from picotron_conformance.report import (
+    BROKEN,
+    by_backend,
+    failure,
+    key_of,
+    reproduce,
+    tally,
+    write_report,
+)
 from picotron_conformance.run import ask, check_id, outcome_of, plan, target_of
 from picotron_conformance.selection import Chosen, choose
-from picotron_conformance.session import Session, gather_session
+from picotron_conformance.session import Session, gather_session, rest_on
 from picotron_core.errors import PicotronError
 from picotron_core.hardware import Device, look
 from picotron_core.registry.types import Candidate
 
-ANSWER = "picotron"  # the user property that carries an outcome from an xdist worker
+# The user properties that carry an outcome, and what it rests on, from an xdist worker.
+ANSWER, RESTS_ON = "picotron", "picotron-rests-on"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +79,9 @@ def start(config: pytest.Config) -> Proof:
         # Cases are small: a second thread costs more than it brings, on a busy machine ten times as
         # much. The check "threads" asks with all of them.
         torch.set_num_threads(1)
-    return Proof(config, chosen, device, session, is_worker=worker is not None)
+    collecting = Collecting(config)
+    config.pluginmanager.register(collecting, "picotron-collecting")
+    return Proof(config, chosen, device, session, worker is not None, collecting)
 
 
 @dataclass(eq=False)
@@ -77,8 +93,11 @@ class Proof:
     device: Device
     session: Session
     is_worker: bool
-    answers: dict[str, Outcome] = field(default_factory=dict)
-    died: dict[str, str] = field(default_factory=dict)  # by id, what xdist says of a dead worker
+    collecting: Collecting
+    answers: Answers = field(default_factory=Answers)
+    given: dict[str, list[str]] = field(default_factory=dict)  # by id, what this process answered
+    imports: Imports = field(default_factory=Imports)
+    rests_on: dict[str, list[Installed]] = field(default_factory=dict)  # by key
     closing: list[str] = field(default_factory=list)  # lines to print at the end
     unwritten: bool = False  # a file that was asked for could not be written
 
@@ -100,9 +119,15 @@ class Proof:
     def answer(self, question: Question, node: pytest.Item) -> None:
         """Ask, write the outcome down where the controller finds it, and tell pytest."""
         load = self._loader(question.candidate)
-        outcome = ask(question.candidate, question.check, load, device=self.device, hung=self._hung)
+        asked = partial(ask, question.candidate, question.check, load)
+        with self.imports.watched(question.candidate) as imported:
+            outcome = asked(device=self.device, hung=self._hung)
         outcome = replace(outcome, reproduce=reproduce(outcome, self.session))
-        node.user_properties.append((ANSWER, json.dumps(plain(outcome))))
+        # All that it was ever answered: who has a test run again may throw the first answer away.
+        given = self.given.setdefault(question.id, [])
+        given.append(json.dumps(plain(outcome)))
+        node.user_properties += [(ANSWER, answer) for answer in given]
+        node.user_properties.append((RESTS_ON, json.dumps([key_of(outcome), plain(imported)])))
         if outcome.verdict in BROKEN:
             pytest.fail(_told(outcome), pytrace=False)
         if outcome.verdict is not Verdict.PASS:
@@ -120,7 +145,13 @@ class Proof:
                 profile=session.profile,
                 seed=session.seed,
             )
-            return cache(make)
+
+            def load() -> Target:
+                target = make()
+                self.imports.kernels[candidate] = target.kernel
+                return target
+
+            return cache(load)
 
         return loader
 
@@ -128,7 +159,7 @@ class Proof:
         """Native code that never returns: write down what is known and end this process."""
         print(f"\n{outcome.id}: {outcome.detail}; this process ends.", file=sys.stderr, flush=True)
         if not self.is_worker:
-            self.answers[outcome.id] = outcome
+            self.answers.add(outcome)
             self._write(self._outcomes())
         end_all()
         os._exit(1)
@@ -149,13 +180,18 @@ class Proof:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport) -> None:
-        self.died[crashitem.partition("[")[2].removesuffix("]")] = str(report.longrepr)
+        for question in self.questions:
+            if question.id == id_of(crashitem):
+                detail = f"it killed its process: {report.longrepr}"
+                self.answers.add(_unanswered(question, Verdict.ERROR, detail))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        for name, value in report.user_properties:
-            if name == ANSWER and report.when == "call":
-                outcome = TypeAdapter(Outcome).validate_json(str(value))
-                self.answers[outcome.id] = outcome
+        for name, value in report.user_properties if report.when == "call" else ():
+            if name == ANSWER:
+                self.answers.add(TypeAdapter(Outcome).validate_json(str(value)))
+            elif name == RESTS_ON:
+                key, found = TypeAdapter(tuple[str, list[Installed]]).validate_json(str(value))
+                self.rests_on.setdefault(key, []).extend(found)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -163,6 +199,7 @@ class Proof:
         if self.is_worker or self.config.option.collectonly:
             return
         outcomes = self._outcomes()
+        self.closing += self.answers.contradictions()
         self._write(outcomes)
         why = failure(outcomes, named=self.chosen.named)
         if why:
@@ -184,23 +221,20 @@ class Proof:
             terminalreporter.write_line(line)
 
     def _outcomes(self) -> list[Outcome]:
-        """One for each question; what was not asked is NOT_RUN, what killed its worker an ERROR."""
-        outcomes = []
-        for question in self.questions:
-            found = self.answers.get(question.id)
-            if found is None:
-                verdict, detail = Verdict.NOT_RUN, "deselected, or the session ended before it"
-                if question.id in self.died:
-                    verdict = Verdict.ERROR
-                    detail = f"it killed its process: {self.died[question.id]}"
-                found = outcome_of(question.candidate, question.check, verdict, detail=detail)
-            outcomes.append(found)
-        return outcomes
+        """One for each question; what was not asked is NOT_RUN."""
+        return [
+            self.answers.worst.get(question.id)
+            or _unanswered(question, Verdict.NOT_RUN, self.collecting.why_not(question.id))
+            for question in self.questions
+        ]
 
     def _write(self, outcomes: Sequence[Outcome]) -> None:
-        asked = self.answers.keys() | self.died.keys()
-        complete = all(question.id in asked for question in self.questions)
-        session = replace(self.session, complete=complete)
+        complete = all(question.id in self.answers.worst for question in self.questions)
+        session = rest_on(replace(self.session, complete=complete), self.rests_on)
+        objections = list(self.answers.contradictions())
+        if self.config.getoption("--picotron-certificate"):
+            objections += _changed(session)
+        session = replace(session, objections=tuple(objections))
         try:
             if path := self.config.getoption("--picotron-report"):
                 write_report(Path(path), session, outcomes)
@@ -211,6 +245,18 @@ class Proof:
         except (PicotronError, OSError) as error:
             self.closing.append(f"error: {error}")
             self.unwritten = True
+
+
+def _unanswered(question: Question, verdict: Verdict, detail: str) -> Outcome:
+    return outcome_of(question.candidate, question.check, verdict, detail=detail)
+
+
+def _changed(session: Session) -> Iterator[str]:
+    """What was certified must be what ran: nothing may be edited in the meantime."""
+    now = Now()
+    for backend in session.backends:
+        for line in now.differences(backend):
+            yield f"{backend.key} was changed while it was asked, or is not what it seems: {line}."
 
 
 def _told(outcome: Outcome) -> str:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from picotron_conformance.check import Profile
+from picotron_conformance.installed import Installed, Origin, required
 from picotron_conformance.sources import contract_files, suite_files
 from picotron_core import __version__
 from picotron_core.hardware import Device
-from picotron_core.registry.sources import digest, distribution_files, package_of
+from picotron_core.registry.sources import digest, distribution_files, package_of, points_of
 from picotron_core.registry.types import Candidate, Level
 
 # Variables that change what kernels compute or which of them run.
@@ -36,23 +37,10 @@ class Claims:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UnderTest:
-    """One backend under test, and the files that it came from.
+class UnderTest(Origin):
+    """One backend under test, and what it came from."""
 
-    files: sha256 by path, of every file of the distribution; see `sources`.
-    """
-
-    op: str
-    name: str  # the qualified name
-    distribution: str
-    version: str
-    package: str  # what holds the plugin's module: "picotron_backends"
-    files: Mapping[str, str]
     claims: Claims
-
-    @property
-    def key(self) -> str:
-        return f"{self.op}={self.name}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +68,7 @@ class Session:
         one version apart: `suite_sha256` of the checks, `contracts_sha256` of what they check.
     complete: every planned check was asked; nothing was deselected.
     named: the backends that were asked for by name ("norm=acme/fast"), rather than found.
+    objections: why it may earn no certificate, whatever its checks say.
     """
 
     version: str
@@ -93,6 +82,7 @@ class Session:
     command: tuple[str, ...]
     machine: Machine
     backends: tuple[UnderTest, ...]
+    objections: tuple[str, ...] = ()
 
 
 def gather_session(
@@ -161,6 +151,8 @@ def _under_test(
         version=provider.version,
         package=package,
         files=files_of(provider.distribution, package),
+        entry_point=_entry_point(candidate),
+        rests_on=required(backend.requires),
         claims=Claims(
             level=backend.level.name.lower() if isinstance(backend.level, Level) else "by request",
             tier=backend.tier,
@@ -171,6 +163,34 @@ def _under_test(
             requires=backend.requires,
         ),
     )
+
+
+def _entry_point(candidate: Candidate) -> str:
+    """As the registry read it; empty for bundled backends."""
+    points = [] if candidate.provider.bundled else points_of(candidate.provider.plugin)
+    return points[0].value if points else ""
+
+
+def rest_on(session: Session, found: Mapping[str, Iterable[Installed]]) -> Session:
+    """The session with what else each backend turned out to rest on, by its key."""
+    backends = (_resting(backend, found.get(backend.key, ())) for backend in session.backends)
+    return replace(session, backends=tuple(backends))
+
+
+def _resting(backend: UnderTest, found: Iterable[Installed]) -> UnderTest:
+    """Without what is told already: modules of its own distribution, and one seen by two workers.
+
+    Two that differ both stay. Then no certificate holds, for files changed while they were asked.
+    """
+    more = [
+        installed
+        for installed in found
+        if installed not in backend.rests_on
+        and not (installed.files and installed.files.items() <= backend.files.items())
+    ]
+    unique = [installed for n, installed in enumerate(more) if installed not in more[:n]]
+    order = sorted(unique, key=lambda installed: (installed.distribution, installed.package))
+    return replace(backend, rests_on=(*backend.rests_on, *order))
 
 
 def _cpu_name() -> str:

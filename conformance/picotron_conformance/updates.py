@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import cycle
+from types import MappingProxyType
 
 import torch
 from torch import Generator, Tensor
 
 from picotron_conformance.cases.optimizer import Updates, gradients
-from picotron_conformance.check import Record, Target, WrongKernelError, hinted
+from picotron_conformance.check import Record, Target, WrongKernelError
 from picotron_conformance.golden.optimizer import adamw
 from picotron_conformance.inputs import Placed, as_laid_out, place
 from picotron_conformance.judge import Golden, golden_of, judge
@@ -26,13 +27,14 @@ DTYPES = dict.fromkeys(("update", *STATES), torch.float32)
 class Lists:
     """What the kernel is called with. params[i] belongs to exp_avg[i] and exp_avg_sq[i]."""
 
-    params: Sequence[Placed]
-    states: Mapping[str, Sequence[Placed]]
+    params: list[Tensor]
+    states: dict[str, list[Tensor]]
     start: Sequence[Tensor]  # the parameters before, in float64
+    memory: Mapping[str, Sequence[Placed]]  # by name: all that must not be spilled over
 
     def results(self, index: int) -> dict[str, Tensor]:
-        moved = self.params[index].tensor.detach().double().cpu() - self.start[index]
-        states = {name: kept[index].tensor for name, kept in self.states.items()}
+        moved = self.params[index].detach().double().cpu() - self.start[index]
+        states = {name: kept[index] for name, kept in self.states.items()}
         return {"update": moved.float(), **states}
 
 
@@ -65,7 +67,7 @@ def numbers_of(case: Updates, seed: int) -> Numbers:
         },
         grads=[
             [rounded(gradients(case.grads, shape, generator), "grad") for shape in case.shapes]
-            for _ in range(case.steps)
+            for _ in case.schedule
         ],
     )
 
@@ -81,8 +83,7 @@ def golden(case: Updates, seed: int) -> list[dict[str, Golden]]:
             numbers.states["exp_avg"][index],
             numbers.states["exp_avg_sq"][index],
             [grads[index] for grads in numbers.grads],
-            first_step=case.first_step,
-            hyper=case.hyper,
+            case.schedule,
             at=at,
         )
 
@@ -99,48 +100,152 @@ def golden(case: Updates, seed: int) -> list[dict[str, Golden]]:
 
 
 def placed_lists(target: Target, case: Updates, numbers: Numbers) -> Lists:
-    def placed(value: Tensor, part: str) -> Placed:
-        layout = case.layouts.get(part, "contiguous")
-        return place(value, torch.float32, layout, target.device)
+    def placed(values: Sequence[Tensor], part: str) -> tuple[list[Tensor], Sequence[Placed]]:
+        return place_list(values, case.layouts.get(part, "contiguous"), target.device)
 
+    params, memory = placed(numbers.params, "param")
+    placed_states = {name: placed(kept, "state") for name, kept in numbers.states.items()}
     return Lists(
-        [placed(value, "param") for value in numbers.params],
-        {name: [placed(v, "state") for v in kept] for name, kept in numbers.states.items()},
+        params,
+        {name: tensors for name, (tensors, _) in placed_states.items()},
         numbers.params,
+        {"param": memory, **{name: theirs for name, (_, theirs) in placed_states.items()}},
     )
 
 
+def place_list(
+    values: Sequence[Tensor], layout: str, device: torch.device
+) -> tuple[list[Tensor], Sequence[Placed]]:
+    """The tensors, and the memory to be guarded.
+
+    Beside the layouts of `inputs`: "flat", all of them without a gap in one buffer, as ZeRO-1 has
+    them, and "flat-reversed", where the last one comes first.
+    """
+    if layout not in ("flat", "flat-reversed"):
+        memory = [place(value, torch.float32, layout, device) for value in values]
+        return [placed.tensor for placed in memory], memory
+    order = values if layout == "flat" else values[::-1]
+    joined = torch.cat([torch.zeros(0), *(value.flatten() for value in order)])
+    whole = place(joined, torch.float32, "contiguous", device)
+    parts = torch.split(whole.tensor, [value.numel() for value in order]) if order else ()
+    tensors = [part.view(value.shape) for part, value in zip(parts, order, strict=True)]
+    return tensors if layout == "flat" else tensors[::-1], [whole]
+
+
 def run(
-    target: Target, case: Updates, seed: int, kernels: Sequence[Kernel] = ()
+    target: Target,
+    case: Updates,
+    seed: int,
+    kernels: Sequence[Kernel] = (),
+    *,
+    numbers: Numbers | None = None,
+    lists: Lists | None = None,
 ) -> tuple[Lists, Numbers]:
     """All updates of a case, by the kernel under test, or by `kernels` in turn.
 
+    Args:
+        numbers: others than those of the seed. lists: their place, where there is one already.
+
     Raises: WrongKernelError where a gradient was written to, or memory around a tensor.
     """
-    numbers = numbers_of(case, seed)
-    lists = placed_lists(target, case, numbers)
-    layout = case.layouts.get("grad", "contiguous")
+    numbers = numbers or numbers_of(case, seed)
+    lists = lists or placed_lists(target, case, numbers)
     turn = cycle(kernels or [target.kernel])
-    for step, grads in enumerate(numbers.grads, start=case.first_step):
-        placed = [place(grad, torch.float32, layout, target.device) for grad in grads]
-        next(turn)(
-            [value.tensor for value in lists.params],
-            [value.tensor for value in placed],
-            {name: [value.tensor for value in kept] for name, kept in lists.states.items()},
-            step=step,
-            hyper=case.hyper,
-        )
-        for number, value in enumerate(placed):
-            if touched := value.touched():
-                raise WrongKernelError(f"gradient {number} was {touched}")
-    for name, kept in {"param": lists.params, **lists.states}.items():
-        for number, value in enumerate(kept):
-            if value.spilled():
-                raise WrongKernelError(f"{name} {number} was written to outside of its bounds")
+    grads: list[Tensor] = []
+    memory: Sequence[Placed] = ()
+    for update, (number, hyper) in enumerate(case.schedule):
+        memory = _next_gradients(target, case, numbers.grads[update], grads, memory)
+        if case.lists == "moved" and update:
+            _move(lists, by_data=update % 2 == 0)
+        params, given, states = _given(case, lists, grads)
+        next(turn)(params, given, states, step=number, hyper=hyper)
+        for index, placed in enumerate(memory):
+            if touched := placed.touched():
+                raise WrongKernelError(f"gradient {index} was {touched}")
+    for name, memory in lists.memory.items():
+        for index, placed in enumerate(memory):
+            if placed.spilled():
+                raise WrongKernelError(f"{name} {index} was written to outside of its bounds")
     return lists, numbers
+
+
+def _next_gradients(
+    target: Target,
+    case: Updates,
+    values: Sequence[Tensor],
+    grads: list[Tensor],
+    memory: Sequence[Placed],
+) -> Sequence[Placed]:
+    """Put the next gradients into `grads`, and in the memory of those before if lists are kept.
+
+    Returns: the memory, as it is before the kernel gets it.
+    """
+    if case.lists == "kept" and memory:
+        for kept, value in zip(grads, values, strict=True):
+            kept.copy_(value)
+        return [replace(p, before=p.buffer.clone(), version=p.tensor._version) for p in memory]
+    grads[:], memory = place_list(values, case.layouts.get("grad", "contiguous"), target.device)
+    return memory
+
+
+def _move(lists: Lists, *, by_data: bool) -> None:
+    """All tensors to new memory while they still hold the old, so that the addresses differ."""
+    for tensors in (lists.params, *lists.states.values()):
+        copies = [tensor.clone() for tensor in tensors]
+        if by_data:
+            for tensor, copy in zip(tensors, copies, strict=True):
+                tensor.data = copy
+        else:
+            tensors[:] = copies
+
+
+def _given(
+    case: Updates, lists: Lists, grads: list[Tensor]
+) -> tuple[Sequence[Tensor], Sequence[Tensor], Mapping[str, Sequence[Tensor]]]:
+    """What the kernel is called with: the contract asks for sequences and a mapping, no more."""
+    if case.lists == "new":
+        return list(lists.params), list(grads), {n: list(kept) for n, kept in lists.states.items()}
+    if case.lists == "tuples":
+        states = {name: tuple(lists.states[name]) for name in reversed(STATES)}
+        return tuple(lists.params), tuple(grads), MappingProxyType(states)
+    return lists.params, grads, lists.states
 
 
 def judge_lists(target: Target, record: Record, case: Updates, lists: Lists, seed: int) -> None:
     for index, right in enumerate(golden(case, seed)):
-        with hinted(f"parameter {index} of {len(case.shapes)}, of shape {case.shapes[index]}"):
-            judge(lists.results(index), right, DTYPES, record)
+        found = lists.results(index)
+        try:
+            judge(found, right, DTYPES, record)
+        except WrongKernelError as error:
+            hint = f"parameter {index} of {len(case.shapes)}, of shape {case.shapes[index]}"
+            if _of_float32_betas(found, right, case, seed, index):
+                hint += "; it fits 1 - beta of a float32 beta: subtract in float64"
+            raise WrongKernelError(error.detail, hint=hint) from None
+
+
+def _of_float32_betas(
+    found: Mapping[str, Tensor], right: Mapping[str, Golden], case: Updates, seed: int, index: int
+) -> bool:
+    """Whether wrong moments are explained by betas rounded to float32 before 1 - beta."""
+
+    def narrow(beta: float) -> float:
+        return float(torch.tensor(beta, dtype=torch.float32))
+
+    numbers = numbers_of(case, seed)
+    explained = adamw(
+        numbers.params[index],
+        numbers.states["exp_avg"][index],
+        numbers.states["exp_avg_sq"][index],
+        [grads[index] for grads in numbers.grads],
+        [
+            (number, replace(hyper, beta1=narrow(hyper.beta1), beta2=narrow(hyper.beta2)))
+            for number, hyper in case.schedule
+        ],
+    )
+
+    def distance(name: str, wanted: Tensor) -> float:
+        return float((found[name].detach().cpu().double() - wanted).square().sum())
+
+    return any(
+        distance(name, explained[name]) < 0.1 * distance(name, right[name].value) for name in STATES
+    )

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
 from picotron_conformance.certificate import NOTE, Certificate, Certified, read_certificate
 from picotron_conformance.check import Verdict
+from picotron_conformance.differences import Now, unclear
 from picotron_conformance.session import Machine, look_at_machine
 from picotron_conformance.sources import contract_files, suite_files
 from picotron_core import __version__
 from picotron_core.errors import PicotronError
 from picotron_core.hardware import look
-from picotron_core.registry.sources import digest, distribution_files
-
-MOST_FILES = 5
+from picotron_core.registry.sources import digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +28,8 @@ class Finding:
 
 
 def verify(path: Path) -> tuple[Certificate, list[Finding]]:
-    """Check the content's hash, the suite, the contracts and the files of every backend.
+    """Check the content's hash, the suite, the contracts, and for every backend where the registry
+    finds it now, its files, and all that it rests on.
 
     It runs no check again: `again` is the command for that.
 
@@ -46,9 +44,9 @@ def verify(path: Path) -> tuple[Certificate, list[Finding]]:
         return certificate, [Finding("bad", changed)]
     findings = [Finding("good", f"the content is as issued: sha256 {sha256[:16]}")]
     findings += _suite(certificate)
-    files_of = cache(distribution_files)  # many backends share a distribution
+    now = Now()
     for backend in certificate.backends:
-        findings += _backend(backend, files_of(backend.distribution, backend.package))
+        findings += _backend(backend, now.differences(backend))
     findings += [Finding("note", text) for text in _elsewhere(certificate.machine)]
     return certificate, [*findings, Finding("note", NOTE)]
 
@@ -85,29 +83,20 @@ def _suite(certificate: Certificate) -> Iterator[Finding]:
             )
 
 
-def _backend(backend: Certified, files: Mapping[str, str]) -> Iterator[Finding]:
-    name = f"{backend.key}: {backend.distribution}"
-    try:
-        here = version(backend.distribution)
-    except (PackageNotFoundError, ValueError):  # ValueError: a name that cannot be one
-        yield Finding("bad", f"{name} is not installed here")
+def _backend(backend: Certified, differences: Iterable[str]) -> Iterator[Finding]:
+    found = [Finding("bad", f"{backend.key}: {line}") for line in differences]
+    found += [Finding("bad", f"{backend.key}: {line}") for line in unclear(backend)]
+    if found:
+        yield from found
         return
     passed = f"{backend.checks.get(Verdict.PASS, 0)} checks passed, tier {backend.claims.tier}"
-    if here != backend.version:
-        yield Finding("bad", f"{name} {here} is installed; certified is {backend.version}")
-    elif changes := _changes(backend.files, files):
-        yield Finding("bad", f"{name} {here} has other files than certified: {changes}")
-    else:
-        yield Finding("good", f"{name} {here} has the files that were certified: {passed}")
-
-
-def _changes(then: Mapping[str, str], here: Mapping[str, str]) -> str:
-    changes = {path: "changed" for path in then.keys() & here.keys() if then[path] != here[path]}
-    changes |= dict.fromkeys(then.keys() - here.keys(), "missing")
-    changes |= dict.fromkeys(here.keys() - then.keys(), "added")
-    words = [f"{path} {change}" for path, change in sorted(changes.items())]
-    more = [f"{len(words) - MOST_FILES} more"] if len(words) > MOST_FILES else []
-    return ", ".join(words[:MOST_FILES] + more)
+    others = [f"{other.name} {other.version}".rstrip() for other in backend.rests_on]
+    on = f", and so have {', '.join(dict.fromkeys(others))}" if others else ""
+    yield Finding(
+        "good",
+        f"{backend.key}: {backend.distribution} {backend.version} has the files that were "
+        f"certified{on}: {passed}",
+    )
 
 
 def _elsewhere(machine: Machine) -> Iterator[str]:

@@ -20,10 +20,14 @@ class Work(Protocol):
 
 class Comm(Protocol):
     """Collectives over `group` (None: every rank). Each returns a `Work`; without `async_op` it is
-    already done. Ranks of `src` and `dst` are global. Shapes, dtypes and the order of calls must
-    agree on all ranks of the group. Tensors are contiguous, and a group's order is that of the
-    ranks, however it was named: a strided tensor and an unknown `op` are a ValueError. No average:
-    the caller divides, so that the sum is exact for integers and the division happens once.
+    already done. Ranks of `src` and `dst` are global, and in the group. Shapes, dtypes and the
+    order of calls must agree on all ranks of the group. Tensors are contiguous, and a group's order
+    is that of the ranks, however it was named. No average: the caller divides, so that the sum is
+    exact for integers and the division happens once.
+
+    A ValueError on the rank that asks for it, before anything is on its way: a strided tensor, an
+    unknown `op`, a `src` or `dst` outside of the group, oneself as the peer of `send` or `recv`,
+    and any call over a group that the calling rank is not in.
     """
 
     def start(
@@ -35,7 +39,9 @@ class Comm(Protocol):
         """Leave all groups; a no-op where `start` was not called."""
 
     def new_group(self, ranks: Sequence[int]) -> Group:
-        """A subgroup. Every rank calls it, members or not, in the same order."""
+        """A subgroup. Every rank calls it, members or not, in the same order. To a rank that is no
+        member it is of no use, but it is not None, which would mean all ranks.
+        """
 
     def all_reduce(
         self, tensor: Tensor, *, op: ReduceOp = "sum", group: Group = None, async_op: bool = False
@@ -74,4 +80,4 @@ class Comm(Protocol):
         """In place: from rank `src`."""
 
     def barrier(self, *, group: Group = None) -> None:
-        """Return once every rank has called it."""
+        """Return once every rank of the group has called it."""

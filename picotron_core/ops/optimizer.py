@@ -32,12 +32,20 @@ class Optimizer(Protocol):
         v <- beta2 v + (1 - beta2) g^2
         p <- p - lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
 
+    What depends on `hyper` and t alone (1 - beta, 1 - beta^t, 1 - lr * weight_decay) is computed in
+    Python floats, which are float64, and then rounded to float32 if it must be: in float32,
+    1 - 0.999 is wrong from its fifth digit on, and 1 - 0.9999^t loses as much.
+
+    A NaN or an infinity shows in what is computed of it, and nowhere else: nothing is clipped or
+    skipped.
+
     Args:
-        params: float32 tensors, updated in place.
+        params: float32 tensors, updated in place. Any sequence, a tuple as well; the tensors may
+            be views of one buffer, if they do not overlap.
         grads: float32, same shapes; not changed.
-        states: `STATES` -> one tensor per parameter, updated in place.
-        step: t, 1 at the first update.
-        hyper: see `AdamW`.
+        states: `STATES` -> one tensor per parameter, updated in place. Any mapping, in any order.
+        step: t, 1 at the first update. The caller's: it may jump, as when a checkpoint is loaded.
+        hyper: see `AdamW`. All of it may change from one update to the next.
 
     Source: arXiv:1711.05101 algorithm 2 (with the schedule multiplier inside lr).
     """

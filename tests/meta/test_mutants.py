@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from picotron_mutants import MUTANTS, Mutant, backend_of
-from trials import candidate_of, families, first_death
+from trials import DEATHS, candidate_of, families, first_death, outcomes
 
 from picotron_core.ops import OPS
+from picotron_core.registry import Backend, Level, kernel_from
 
 EVERY = 8  # of the mutants that are not the first of their kind
 MATRIX = Path(__file__).parents[2] / "docs" / "kill_matrix.md"
@@ -37,6 +38,33 @@ def test_a_mutant_dies_of_the_check_that_it_names(mutant: Mutant) -> None:
     assert first_death(candidate, mutant.killed_by, profile=profile), (
         f"{mutant.op}/{mutant.name} lives: {mutant.what}"
     )
+
+
+BASES = {
+    "attention": "flash:Flash",
+    "norm": "norm:Norm",
+    "rope": "rope:Turn",
+    "swiglu": "swiglu:Gated",
+    "loss": "loss:Head",
+    "optimizer": "optimizer:Update",
+}
+
+
+@pytest.mark.parametrize("op", BASES)
+def test_what_the_mutants_are_made_of_is_right(op: str, request: pytest.FixtureRequest) -> None:
+    """Or they might die of their base, and not of what is wrong with them."""
+    everything = request.config.getoption("--meta-all", default=False)
+    base = kernel_from(f"picotron_mutants.{BASES[op]}")()()
+    right = Backend(
+        op=op, name="right", level=Level.PORTABLE, load=lambda: base, supports=lambda request: ()
+    )
+    found = outcomes(
+        candidate_of(right, "mutants"),
+        lambda place, _: everything or place % EVERY == 0,
+        profile="full" if everything else "quick",
+    )
+    accused = [f"{o.id}: {o.detail}" for o in found if o.verdict in DEATHS]
+    assert not accused
 
 
 def test_there_are_enough_of_them() -> None:

@@ -182,7 +182,7 @@ def test_golden_updates_equal_the_oracle(changed):
     numbers = numbers_of(case, SEED)
     p, m, v = numbers.params[0], *(numbers.states[n][0] for n in ("exp_avg", "exp_avg_sq"))
     grads = [given[0] for given in numbers.grads]
-    found = adamw(p, m, v, grads, first_step=3, hyper=settings)
+    found = adamw(p, m, v, grads, case.schedule)
     start = p
     given = {name: getattr(settings, name) for name in PLAIN.__dataclass_fields__}
     for step, grad in enumerate(grads, start=3):

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from picotron_conformance.cases.draws import drawn
 from picotron_conformance.check import Profile
-from picotron_conformance.inputs import DISTRIBUTIONS, FAR, LAYOUTS
+from picotron_conformance.inputs import DISTRIBUTIONS, FAR, LAYOUTS, PACKED
 from picotron_conformance.problem import Case
 
 # What differs from B=2, H=4, K=2, T=9, D=16, positions 0..T-1 for all sequences.
@@ -22,6 +22,8 @@ QUICK: dict[str, dict[str, Any]] = {
     "D64": {"D": 64},
     "D80": {"D": 80},
     "D128": {"D": 128, "T": 5},
+    "wide-long": {"D": 128, "T": 40, "B": 1},
+    "many-heads-batches": {"B": 5, "H": 16, "K": 4, "T": 3},
     "one-token": {"T": 1, "B": 3, "start": 5},
     "one-token-batched": {"T": 1, "B": 3, "per_sequence": True},
     "one-head": {"H": 1, "K": 1},
@@ -46,7 +48,12 @@ QUICK: dict[str, dict[str, Any]] = {
     "layout-fused": {"layout": "fused"},
     "layout-strided": {"layout": "strided"},
     "layout-broadcast": {"layout": "broadcast"},
+    "large-upstream": {"upstream_scale": 1000.0},  # as under a loss scale
+    "huge-upstream": {"upstream_scale": 1e7},
+    "layout-packed": {"layouts": {"q": PACKED, "k": PACKED}},
     "layout-far": {"layouts": {"q": FAR}},
+    "layout-far-k": {"layouts": {"k": FAR}},
+    "upstream-far": {"upstream_layout": FAR},
     "layout-tables-strided": {"layouts": {"cos": "strided", "sin": "strided"}},
     "layout-tables-transposed": {"layouts": {"cos": "transposed", "sin": "sliced"}},
     "layout-tables-broadcast": {
@@ -63,6 +70,8 @@ QUICK: dict[str, dict[str, Any]] = {
 }
 FULL: dict[str, dict[str, Any]] = {
     "D256": {"D": 256, "T": 3},
+    "wide-130": {"D": 128, "T": 130, "H": 8, "K": 2},
+    "pairs-160": {"B": 10, "H": 16, "K": 4, "T": 5},
     "T-1025": {"T": 1025, "B": 1, "H": 2, "K": 1},
     "many-heads": {"H": 32, "K": 8, "T": 7},
     "D10": {"D": 10, "T": 130},
@@ -71,7 +80,8 @@ FULL: dict[str, dict[str, Any]] = {
 
 def cases(dtype: str, profile: Profile, seed: int) -> Iterator[Case]:
     for name, options in (QUICK if profile == "quick" else QUICK | FULL).items():
-        yield case(name, dtype, **options)
+        if dtype != "float16" or options.get("upstream_scale", 1.0) < 1e4:
+            yield case(name, dtype, **options)
     for number, random in enumerate(drawn("rope", dtype, profile, seed)):
         yield case(f"drawn-{number}", dtype, **_drawn(random))
 
@@ -94,6 +104,7 @@ def case(
     layouts: dict[str, str] | None = None,
     upstream: tuple[str, ...] = ("q_out", "k_out"),
     upstream_layout: str = "contiguous",
+    upstream_scale: float = 1.0,
     shift: float = 0.0,
 ) -> Case:
     """start: the first position, or "any" for positions in no order. factor: on the tables."""
@@ -117,7 +128,9 @@ def case(
         outputs={"q_out": (B, H, T, D), "k_out": (B, K, T, D)},
         upstream=upstream,
         upstream_layout=upstream_layout,
+        upstream_scale=upstream_scale,
         upstream_shift=shift,
+        kind="per-sequence" if per_sequence else "",
     )
 
 

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from picotron_conformance.cases.draws import drawn
 from picotron_conformance.check import Profile
-from picotron_conformance.inputs import DISTRIBUTIONS, FAR, LAYOUTS
+from picotron_conformance.inputs import DISTRIBUTIONS, FAR, LAYOUTS, PACKED
 from picotron_conformance.problem import Case
 
 # What differs from (2, 5, 48), normal values, contiguous.
@@ -25,6 +25,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "F4099": {"shape": (3, 4099)},
     "four-dims": {"shape": (2, 3, 4, 10)},
     "rows-300": {"shape": (300, 9)},
+    "rows-40": {"shape": (40, 2601)},
     "empty": {"shape": (0, 8)},
     "saturated": {"gate": "saturated"},  # +-20, +-100: silu is 0 or the gate
     "far-below": {"gate": "far_below"},  # exp(-gate) leaves float16, silu does not yet
@@ -36,14 +37,20 @@ QUICK: dict[str, dict[str, Any]] = {
     "tiny": {"gate": "tiny", "up": "tiny"},
     "tiny-gate": {"gate": "tiny"},
     "large-up": {"up": "large", "shape": (2, 33)},
+    "larger-up": {"gate": "tiny", "up": "large", "gain": 12.0},  # up to 24 000
     "low-rank": {"gate": "low_rank", "up": "low_rank"},
     "small-upstream": {"upstream_scale": 1e-3},
+    "large-upstream": {"upstream_scale": 1000.0},  # as under a loss scale
+    "huge-upstream": {"upstream_scale": 1e7},
     "layout-offset": {"layout": "offset"},
     "layout-transposed": {"layout": "transposed"},
     "layout-sliced": {"layout": "sliced"},
     "layout-strided": {"layout": "strided"},
     "layout-broadcast": {"layout": "broadcast"},
+    "layout-packed": {"layout": PACKED},
     "layout-far": {"layouts": {"gate": FAR}},
+    "layout-far-up": {"layouts": {"up": FAR}},
+    "upstream-far": {"upstream_layout": FAR},
     "layout-gate-transposed": {"layouts": {"gate": "transposed"}},
     "layout-up-strided": {"layouts": {"up": "strided"}},
     "layout-up-broadcast": {"layouts": {"up": "broadcast"}},
@@ -57,12 +64,14 @@ FULL: dict[str, dict[str, Any]] = {
     "F11008": {"shape": (3, 11008)},
     "F65537": {"shape": (1, 65537)},
     "rows-5000": {"shape": (5000, 3)},
+    "elements-2M": {"shape": (64, 33000)},
 }
 
 
 def cases(dtype: str, profile: Profile, seed: int) -> Iterator[Case]:
     for name, options in (QUICK if profile == "quick" else QUICK | FULL).items():
-        yield case(name, dtype, **options)
+        if dtype != "float16" or options.get("upstream_scale", 1.0) < 1e4:
+            yield case(name, dtype, **options)
     for number, random in enumerate(drawn("swiglu", dtype, profile, seed)):
         yield case(f"drawn-{number}", dtype, **_drawn(random))
 
@@ -74,14 +83,18 @@ def case(
     shape: tuple[int, ...] = (2, 5, 48),
     gate: str = "normal",
     up: str = "normal",
+    gain: float = 1.0,
     layout: str = "contiguous",
     layouts: dict[str, str] | None = None,
     upstream_layout: str = "contiguous",
     upstream_scale: float = 1.0,
     shift: float = 0.0,
 ) -> Case:
+    """gain: a factor on up."""
+
     def draw(generator: Generator) -> dict[str, Tensor]:
-        return {"gate": _gate(gate, shape, generator), "up": DISTRIBUTIONS[up](shape, generator)}
+        drawn_gate = _gate(gate, shape, generator)
+        return {"gate": drawn_gate, "up": gain * DISTRIBUTIONS[up](shape, generator)}
 
     rows = 1
     for size in shape[:-1]:

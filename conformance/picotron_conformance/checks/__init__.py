@@ -10,6 +10,7 @@ from picotron_conformance.checks import (
     claims,
     comm,
     exact,
+    nonfinite,
     optimizer,
     refusals,
     special,
@@ -19,7 +20,14 @@ from picotron_conformance.checks import (
 from picotron_conformance.forms import FORMS
 from picotron_core.hardware import Device
 
-FUNCTIONAL = (exact.checks, values.checks, state.checks, special.checks, claims.checks)
+FUNCTIONAL = (
+    exact.checks,
+    values.checks,
+    state.checks,
+    special.checks,
+    nonfinite.checks,
+    claims.checks,
+)
 
 
 def checks_of(op: str, *, device: Device, profile: Profile, seed: int) -> Iterator[Check]:

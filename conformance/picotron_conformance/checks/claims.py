@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatch
 from functools import cache, partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ from picotron_conformance.check import (
     Verdict,
     WrongKernelError,
 )
-from picotron_conformance.claimed import Question, claimed, question
+from picotron_conformance.claimed import Question, claimed, of_each_kind, question
 from picotron_conformance.forms import FORMS
 from picotron_conformance.launched import folders_entered, names_launched, peak_bytes
 from picotron_conformance.problem import Case, problem_of, results_of
@@ -65,7 +66,8 @@ def deterministic(target: Target, record: Record, op: str, dtype: str) -> None:
     if not target.candidate.backend.deterministic:
         raise UndecidedError(Verdict.UNSUPPORTED, "it does not claim to be deterministic")
     cases, training = claimed(target, op, dtype)
-    for case in sorted(cases, key=lambda case: case.elements)[-2:]:
+    largest = sorted(cases, key=lambda case: case.elements)[-2:]
+    for case in [*largest, *of_each_kind(cases)]:
         first = run(target, case, training=training).results
         for _ in range(RUNS - 1):
             again = run(target, case, training=training).results
@@ -80,22 +82,32 @@ def deterministic(target: Target, record: Record, op: str, dtype: str) -> None:
 
 def memory(target: Target, record: Record, op: str, dtype: str) -> None:
     """Twice the length takes twice the memory, inputs aside, not four times."""
-    if target.candidate.backend.memory != "linear":
+    backend = target.candidate.backend
+    if backend.memory != "linear":
         raise UndecidedError(Verdict.UNSUPPORTED, "it claims nothing about memory")
-    peaks = []
-    for case in growing(op, dtype):
-        if target.candidate.backend.supports(case.request(target.hardware, training=True)):
-            raise UndecidedError(Verdict.UNSUPPORTED, f"it does not claim {dict(case.sizes)}")
-        call = _bare_call(target, case)
-        call()  # what is allocated once
-        peaks.append(peak_bytes(call, target.device))
-        record.notes.append(f"{dict(case.sizes)}: {peaks[-1]} bytes at the peak")
-    if not peaks[1] <= GROWTH * peaks[0]:
-        raise WrongKernelError(
-            f"twice the length takes {peaks[1] / max(1, peaks[0]):.2g} times the memory: "
-            + "; ".join(record.notes),
-            hint="a whole matrix of logits, a mask, or a table that is kept",
-        )
+    asked = 0
+    for pair, training in product(growing(op, dtype), (True, False)):
+        if any(backend.supports(c.request(target.hardware, training=training)) for c in pair):
+            continue
+        asked += 1
+        small, large = (_peak(target, case, record, training=training) for case in pair)
+        if not large <= GROWTH * small:
+            raise WrongKernelError(
+                f"twice the length takes {large / max(1, small):.2g} times the memory: "
+                + "; ".join(record.notes[-2:]),
+                hint="a whole matrix of logits, a mask, or a table that is kept",
+            )
+    if not asked:
+        raise UndecidedError(Verdict.UNSUPPORTED, "it claims no case that is long enough")
+
+
+def _peak(target: Target, case: Case, record: Record, *, training: bool) -> int:
+    call = _bare_call(target, case, training=training)
+    call()  # what is allocated once
+    peak = peak_bytes(call, target.device)
+    how = "" if training else " without gradients"
+    record.notes.append(f"{case.name} {dict(case.sizes)}{how}: {peak} bytes at the peak")
+    return peak
 
 
 def compiles(target: Target, record: Record, op: str, dtype: str) -> None:
@@ -201,13 +213,17 @@ def _claims_compilation(target: Target) -> None:
         raise UndecidedError(Verdict.UNSUPPORTED, "it does not claim to compile")
 
 
-def _bare_call(target: Target, case: Case) -> Callable[[], None]:
-    """A forward and backward on tensors that are there already."""
+def _bare_call(target: Target, case: Case, *, training: bool) -> Callable[[], None]:
+    """A forward, with its backward if `training`, on tensors that are there already."""
     problem, form = problem_of(case, target.seed), FORMS[case.op]
     placed = placed_tensors(case, problem, target.device)
     upstream = placed_upstream(case, problem, target.device)
 
     def call() -> None:
+        if not training:
+            with torch.no_grad():
+                forward(form, target.kernel, case, placed)
+            return
         leaves = leaves_of(form, placed)
         outputs = forward(form, target.kernel, case, placed, leaves)
         backward(form, case, outputs, leaves, upstream)

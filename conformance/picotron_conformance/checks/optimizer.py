@@ -19,6 +19,8 @@ from picotron_conformance.check import (
     hinted,
 )
 from picotron_conformance.checks.claims import ran_its_kernel, ran_no_other
+from picotron_conformance.checks.optimizer_lists import leaks, reloaded, sizes
+from picotron_conformance.checks.optimizer_nonfinite import not_finite
 from picotron_conformance.judge import judge
 from picotron_conformance.surroundings import put_back, snapshot
 from picotron_conformance.updates import (
@@ -49,7 +51,10 @@ def checks(device: Device, profile: Profile, seed: int) -> Iterator[Check]:
         "globals": ("state", globals_unchanged),
         "arguments": ("state", arguments),
         "leaves": ("special", leaves),
-        "nan": ("special", nan),
+        "nan": ("special", not_finite),
+        "sizes": ("exact", sizes),
+        "reloaded": ("state", reloaded),
+        "leaks": ("state", leaks),
         "deterministic": ("claims", deterministic),
         "launches": ("claims", launches),
         "own-code": ("claims", own_code),
@@ -69,15 +74,15 @@ def exact(target: Target, record: Record) -> None:
     decay = Updates(name="decay", shapes=((33,),), steps=1, grads="zeros")
     lists, numbers = run(target, decay, target.seed)
     factor = 1 - PLAIN.lr * PLAIN.weight_decay
-    found, wanted = lists.params[0].tensor.double().cpu(), numbers.params[0] * factor
+    found, wanted = lists.params[0].double().cpu(), numbers.params[0] * factor
     if not ((found - wanted).abs() <= 2.0**-22 * wanted.abs()).all():
         raise WrongKernelError("a gradient of zero must leave p (1 - lr * weight_decay)")
     for name in STATES:
-        if lists.states[name][0].tensor.any():
+        if lists.states[name][0].any():
             raise WrongKernelError(f"a gradient of zero must leave {name} at zero")
     still = Updates(name="still", shapes=((33,),), steps=2, hyper=hyper(lr=0.0))
     lists, numbers = run(target, still, target.seed)
-    if not torch.equal(lists.params[0].tensor.double().cpu(), numbers.params[0]):
+    if not torch.equal(lists.params[0].double().cpu(), numbers.params[0]):
         raise WrongKernelError("lr = 0 must leave every bit of the parameter")
 
 
@@ -141,9 +146,8 @@ def arguments(target: Target, record: Record) -> None:
     case = Updates(name="arguments", steps=1)
     numbers = numbers_of(case, target.seed)
     lists = placed_lists(target, case, numbers)
-    params = [value.tensor for value in lists.params]
+    params, states = lists.params, lists.states
     grads = [value.float().to(target.device) for value in numbers.grads[0]]
-    states = {name: [value.tensor for value in kept] for name, kept in lists.states.items()}
     held = {"params": params, "grads": grads, **states}
     before = {name: [(id(t), t.data_ptr()) for t in tensors] for name, tensors in held.items()}
     target.kernel(params, grads, states, step=1, hyper=case.hyper)
@@ -170,24 +174,6 @@ def leaves(target: Target, record: Record) -> None:
             **{name: states[name][index] for name in STATES},
         }
         judge(found, golden(case, target.seed)[index], DTYPES, record)
-
-
-def nan(target: Target, record: Record) -> None:
-    """A NaN gradient reaches its parameter and both moments, and nothing else."""
-    case = Updates(name="nan", shapes=((9,), (4, 3)), steps=1)
-    numbers = numbers_of(case, target.seed)
-    params = [value.float().to(target.device) for value in numbers.params]
-    states = {n: [v.float().to(target.device) for v in kept] for n, kept in numbers.states.items()}
-    grads = [value.float().to(target.device) for value in numbers.grads[0]]
-    grads[0][4] = torch.nan
-    target.kernel(params, grads, states, step=1, hyper=case.hyper)
-    for name, tensors in {"param": params, **states}.items():
-        wrong = [int(tensor.isnan().sum()) for tensor in tensors]
-        if wrong != [1, 0] or not tensors[0][4].isnan():
-            raise WrongKernelError(
-                f"a NaN in one gradient gives {wrong[0]} and {wrong[1]} NaN in the {name} of its "
-                "tensor and of the other, must be 1 and 0"
-            )
 
 
 def deterministic(target: Target, record: Record) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import warnings
@@ -14,7 +15,6 @@ from torch import Generator, Tensor
 from picotron_conformance.calling import (
     Run,
     backward,
-    call,
     forward,
     judge_run,
     leaves_of,
@@ -28,8 +28,6 @@ from picotron_conformance.check import (
     Profile,
     Record,
     Target,
-    UndecidedError,
-    Verdict,
     WrongKernelError,
     hinted,
 )
@@ -39,9 +37,10 @@ from picotron_conformance.claimed import (
     of_each_kind,
     question,
     smaller_and_larger,
+    trained,
 )
 from picotron_conformance.forms import FORMS
-from picotron_conformance.inputs import FAR, Placed
+from picotron_conformance.inputs import Placed
 from picotron_conformance.problem import Case, problem_of
 from picotron_conformance.surroundings import CHANGED, poisoned_memory, put_back, snapshot
 from picotron_core.hardware import Device
@@ -57,6 +56,7 @@ def checks(op: str, dtype: str, device: Device, profile: Profile, seed: int) -> 
         "kept-results": kept_results,
         "interleaved": interleaved,
         "backward-twice": backward_twice,
+        "written-between": written_between,
         "repeat": repeat,
         "threads": threads,
         "globals": globals_unchanged,
@@ -67,20 +67,28 @@ def checks(op: str, dtype: str, device: Device, profile: Profile, seed: int) -> 
 
 
 def new_content(target: Target, record: Record, op: str, dtype: str) -> None:
-    """The same memory holds other numbers, then the same in another order: results follow them."""
+    """The same tensors hold other numbers, then the same in another order: results follow them.
+
+    Written once as an optimizer does, and once past autograd's version counter, as `.data` does.
+    """
     cases, training = claimed(target, op, dtype, wanted=lambda case: not case.layouts_overlap)
     form = FORMS[op]
-    for case in of_each_kind(cases):
+    for number, case in enumerate(of_each_kind(cases)):
+        turns = [(case, 0, True), (_reversed(case), 0, True), (case, 1, False)]
         placed: dict[str, Placed] = {}
+        leaves: dict[str, Tensor] = {}
         upstream: dict[str, Placed] = {}
-        for now, seed in ((case, 0), (_reversed(case), 0), (case, 1)):
+        for now, seed, counted in turns if number == 0 else turns[::2]:
             problem = problem_of(now, target.seed + seed)
             fresh = placed_tensors(now, problem, target.device)
             back = placed_upstream(now, problem, target.device) if training else {}
-            placed = {n: _refilled(placed.get(n, value), value) for n, value in fresh.items()}
-            upstream = {n: _refilled(upstream.get(n, value), value) for n, value in back.items()}
-            outputs, gradients = call(form, target.kernel, now, placed, upstream)
-            found = Run(placed, outputs, gradients)
+            placed = {n: _refilled(placed.get(n, v), v, counted) for n, v in fresh.items()}
+            upstream = {n: _refilled(upstream.get(n, v), v, counted) for n, v in back.items()}
+            leaves = leaves or (leaves_of(form, placed) if training else {})
+            with torch.set_grad_enabled(training):
+                outputs = forward(form, target.kernel, now, placed, leaves)
+            gradients = backward(form, now, outputs, leaves, upstream) if training else {}
+            found = Run(placed, {n: v.detach() for n, v in outputs.items()}, gradients)
             with hinted("a result kept by the address, the shape or the sum of its inputs"):
                 judge_run(target, now, found, record, training=training, seed=target.seed + seed)
 
@@ -129,10 +137,10 @@ def interleaved(target: Target, record: Record, op: str, dtype: str) -> None:
 
     Each kind of case with itself on other numbers, then all cases at once.
     """
-    cases = _trained(target, op, dtype)
+    cases = trained(target, op, dtype)
     for case in of_each_kind(cases):
         _in_flight(target, record, [(case, target.seed), (case, target.seed + 1)])
-    near = [case for case in cases if FAR not in case.layouts.values()]
+    near = [case for case in cases if not case.is_far]
     _in_flight(target, record, [(case, target.seed) for case in near])
 
 
@@ -154,7 +162,7 @@ def _in_flight(target: Target, record: Record, calls: Sequence[tuple[Case, int]]
 
 def backward_twice(target: Target, record: Record, op: str, dtype: str) -> None:
     """With retain_graph a second backward gives the same gradients."""
-    cases, form = _trained(target, op, dtype), FORMS[op]
+    cases, form = trained(target, op, dtype), FORMS[op]
     for case in of_each_kind(cases):
         problem = problem_of(case, target.seed)
         placed = placed_tensors(case, problem, target.device)
@@ -168,13 +176,49 @@ def backward_twice(target: Target, record: Record, op: str, dtype: str) -> None:
                 judge_run(target, case, found, record, training=True)
 
 
+def written_between(target: Target, record: Record, op: str, dtype: str) -> None:
+    """An input is written to between forward and backward: that raises, or changes no gradient."""
+    for case in of_each_kind(
+        trained(target, op, dtype, wanted=lambda case: not case.layouts_overlap)
+    ):
+        for name, value in problem_of(case, target.seed).tensors.items():
+            if value.is_floating_point():
+                _written_between(target, record, case, name)
+
+
+def _written_between(target: Target, record: Record, case: Case, name: str) -> None:
+    form, problem = FORMS[case.op], problem_of(case, target.seed)
+    placed = placed_tensors(case, problem, target.device)
+    upstream = placed_upstream(case, problem, target.device)
+    leaves = leaves_of(form, placed)
+    outputs = forward(form, target.kernel, case, placed, leaves)
+    results = {n: v.detach().clone() for n, v in outputs.items()}
+    with torch.no_grad():
+        placed[name].tensor.mul_(-3)
+    try:
+        gradients = backward(form, case, outputs, leaves, upstream)
+    except RuntimeError:
+        return
+    with hinted("what the backward needs is kept by other means than save_for_backward"):
+        judge_run(target, case, Run(placed, results, gradients), record, training=True)
+
+
 def repeat(target: Target, record: Record, op: str, dtype: str) -> None:
-    """The same call many times is right each time."""
+    """The same call many times is right each time, and keeps no tensor of each."""
     cases, training = claimed(target, op, dtype)
-    for _ in range(CALLS):
+    before = 0
+    for number in range(CALLS):
         found = run(target, cases[0], training=training)
         with hinted("a race, or a kernel that changes after some calls"):
             judge_run(target, cases[0], found, Record(), training=training)
+        if number == CALLS // 2:
+            before = _living_tensors()
+    kept = _living_tensors() - before
+    if kept >= CALLS // 2 - 1:
+        raise WrongKernelError(
+            f"{kept} tensors more are alive after {CALLS - 1 - CALLS // 2} calls more",
+            hint="a list or a cache that grows with every call: memory runs out in a long run",
+        )
 
 
 def threads(target: Target, record: Record, op: str, dtype: str) -> None:
@@ -216,9 +260,7 @@ def globals_unchanged(target: Target, record: Record, op: str, dtype: str) -> No
 def poison(target: Target, record: Record, op: str, dtype: str) -> None:
     """Uninitialised memory holds NaN: nothing may be read from it before it is written."""
     # What lies between far rows would have to be filled.
-    cases, training = claimed(
-        target, op, dtype, wanted=lambda case: FAR not in case.layouts.values()
-    )
+    cases, training = claimed(target, op, dtype, wanted=lambda case: not case.is_far)
     for case in cases[:: max(1, len(cases) // POISONED)]:
         with poisoned_memory(target.device), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch says of kernels that are not deterministic
@@ -227,18 +269,15 @@ def poison(target: Target, record: Record, op: str, dtype: str) -> None:
             judge_run(target, case, found, record, training=training)
 
 
-def _trained(target: Target, op: str, dtype: str) -> list[Case]:
-    """The cases that it claims with a backward. Raises: UndecidedError where there are none."""
-    cases, training = claimed(target, op, dtype)
-    if not training:
-        raise UndecidedError(Verdict.UNSUPPORTED, "it claims no training")
-    return cases
-
-
-def _refilled(old: Placed, new: Placed) -> Placed:
-    """The memory of `old` with the numbers of `new`."""
-    old.tensor.copy_(new.tensor)
+def _refilled(old: Placed, new: Placed, counted: bool) -> Placed:
+    """The tensor of `old` with the numbers of `new`. counted: by autograd's version counter."""
+    (old.tensor if counted else old.tensor.data).copy_(new.tensor)
     return Placed(old.tensor, old.buffer, old.buffer.clone(), old.tensor._version)
+
+
+def _living_tensors() -> int:
+    gc.collect()
+    return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
 
 
 def _copied(results: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -180,6 +180,39 @@ COLLECTIVES: Mapping[str, Begin] = {
     "reduce-scatter": reduce_scatter,
     "broadcast": broadcast,
 }
+EVERY: Mapping[str, Begin] = {  # with every op
+    **COLLECTIVES,
+    "all-reduce-min": partial(all_reduce, op="min"),
+    "reduce-scatter-max": partial(reduce_scatter, op="max"),
+    "reduce-scatter-min": partial(reduce_scatter, op="min"),
+}
+MOVING = ("all-gather", "broadcast")  # those of EVERY that take bool too
+
+
+def both_ways(at: Rank, how: How, calls: Iterable[Begin]) -> None:
+    """Each call for itself; then asynchronously, all at once."""
+    calls = tuple(calls)
+    for begin in calls:
+        begin(at, how).finish()
+    for pending in [begin(at, replace(how, async_op=True)) for begin in calls]:
+        pending.finish()
+
+
+def round_the_ring(at: Rank, how: How) -> None:
+    """Messages from each member to the next: one rank after the other, then all at once, so that
+    they cross.
+    """
+    ranks = (how.members or at.all).ranks
+    place = ranks.index(at.rank)
+    ways: list[Begin] = [
+        partial(send, dst=ranks[(place + 1) % len(ranks)]),
+        partial(recv, src=ranks[place - 1]),
+    ]
+    for begin in ways if place == 0 else ways[::-1]:
+        begin(at, how).finish()
+    at_once = replace(how, async_op=True, salt=how.salt + 50)
+    for pending in [begin(at, at_once) for begin in ways]:
+        pending.finish()
 
 
 def difference(found: Tensor, wanted: Tensor) -> str:
@@ -195,7 +228,12 @@ def difference(found: Tensor, wanted: Tensor) -> str:
 
 
 def _payload(at: Rank, how: How, rank: int) -> Tensor:
-    return payload(rank, how.shape, at.dtype, salt=how.salt)
+    return _kept_payload(rank, how.shape, at.dtype, how.salt)
+
+
+@lru_cache(maxsize=16)  # it is asked for by several calls in turn, and nobody writes to it
+def _kept_payload(rank: int, shape: Shape, dtype: torch.dtype, salt: int) -> Tensor:
+    return payload(rank, shape, dtype, salt=salt)
 
 
 def _named(call: str, at: Rank, how: How) -> str:

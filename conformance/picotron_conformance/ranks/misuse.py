@@ -12,7 +12,15 @@ from typing import Any
 import torch
 
 from picotron_conformance.check import WrongKernelError
-from picotron_conformance.ranks.calls import COLLECTIVES, Begin, How, all_reduce, recv, send
+from picotron_conformance.ranks.calls import (
+    COLLECTIVES,
+    EVERY,
+    Begin,
+    How,
+    all_reduce,
+    recv,
+    send,
+)
 from picotron_conformance.ranks.groups import group_of
 from picotron_conformance.ranks.rank import Rank
 from picotron_conformance.surroundings import CHANGED, put_back
@@ -59,6 +67,42 @@ def no_such_peer(at: Rank) -> None:
     _still_works(at)
 
 
+def outside_group(at: Rank) -> None:
+    """A peer that is not in the group is refused by its members; and a call over the group, by who
+    is not in it: what does nothing there would go unseen.
+    """
+    outsider = at.world - 1
+    members = group_of(at, *range(outsider))
+    tensor, group = torch.zeros(3, device=at.device), members.group
+    if at.rank in members.ranks:
+        among = f"among ranks {list(members.ranks)}"
+        for name, call in (
+            ("broadcast from", partial(at.comm.broadcast, tensor, src=outsider)),
+            ("send to", partial(at.comm.send, tensor, dst=outsider)),
+            ("recv from", partial(at.comm.recv, tensor, src=outsider)),
+        ):
+            for async_op in (False, True):
+                _refused(
+                    f"{name} rank {outsider} {among}",
+                    partial(call, group=group, async_op=async_op),
+                )
+    else:
+        whole = torch.zeros(3 * outsider, device=at.device)
+        calls: tuple[tuple[str, Callable[..., Any]], ...] = (
+            ("all_reduce", partial(at.comm.all_reduce, tensor)),
+            ("all_gather_into_tensor", partial(at.comm.all_gather_into_tensor, whole, tensor)),
+            ("reduce_scatter_tensor", partial(at.comm.reduce_scatter_tensor, tensor, whole)),
+            ("broadcast", partial(at.comm.broadcast, tensor, src=0)),
+            ("send", partial(at.comm.send, tensor, dst=0)),
+            ("recv", partial(at.comm.recv, tensor, src=0)),
+            ("barrier", at.comm.barrier),
+        )
+        for name, begin in calls:
+            what = f"{name} of rank {at.rank} over a group of {list(members.ranks)}"
+            _refused(what, partial(begin, group=group))
+    _still_works(at)
+
+
 def no_such_op(at: Rank) -> None:
     """Only sum, max and min are in the contract: an average that is a sum would go unseen."""
     tensor = torch.zeros(2, device=at.device)
@@ -67,12 +111,16 @@ def no_such_op(at: Rank) -> None:
     _refused("all_reduce(op='avg')", partial(at.comm.all_reduce, tensor, op=op))
     scatter = partial(at.comm.reduce_scatter_tensor, tensor, whole, op=op)
     _refused("reduce_scatter_tensor(op='avg')", scatter)
+    group = group_of(at, *range(at.world)).group
+    for call in (partial(at.comm.all_reduce, tensor, op=op), scatter):
+        _refused("op='avg' in a group", partial(call, group=group))
+        _refused("asynchronous op='avg'", partial(call, async_op=True))
     _still_works(at)
 
 
 def strided(at: Rank) -> None:
     """Strided tensors, on all ranks alike: right, with nothing beside them touched, or refused."""
-    calls: list[Begin] = list(COLLECTIVES.values())
+    calls: list[Begin] = list(EVERY.values())
     if at.world > 1:
         calls += [_ring]
     for layout in ("strided", "transposed"):

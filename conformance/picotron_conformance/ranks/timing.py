@@ -9,6 +9,7 @@ from functools import partial
 from picotron_conformance.check import WrongKernelError
 from picotron_conformance.ranks.calls import (
     COLLECTIVES,
+    EVERY,
     Begin,
     How,
     Pending,
@@ -17,7 +18,7 @@ from picotron_conformance.ranks.calls import (
     recv,
     send,
 )
-from picotron_conformance.ranks.rank import Rank
+from picotron_conformance.ranks.rank import Members, Rank
 
 PATIENCE_S = 10.0  # for an event that a right kernel cannot prevent
 LINGER_S = 0.05  # the late rank's: time for others to be wrong in; right ones pass whatever it is
@@ -36,33 +37,38 @@ def early_waits(at: Rank) -> None:
 def _with_late_ranks(at: Rank, *, async_op: bool) -> None:
     how = How((7,), async_op=async_op)
     for late in dict.fromkeys((at.world - 1, 0)):
-        calls: dict[str, Begin] = {**COLLECTIVES, "broadcast": partial(broadcast, src=late)}
-        for name, begin in calls.items():
-            _one_is_late(at, late, f"{name}-{late}", begin, how)
+        for name, begin in (EVERY if at.large else COLLECTIVES).items():
+            begin = partial(broadcast, src=late) if name == "broadcast" else begin
+            one_is_late(at, late, name, begin, how)
         early = (late + 1) % at.world
         if at.rank in (late, early):
             begin = partial(send, dst=early) if at.rank == late else partial(recv, src=late)
-            _one_is_late(at, late, f"message-{late}", begin, how, others=[early])
+            one_is_late(at, late, "message", begin, how, others=[early])
             begin = partial(recv, src=early) if at.rank == late else partial(send, dst=late)
-            _one_is_late(at, late, f"message-to-{late}", begin, how, others=[early], needed=False)
+            one_is_late(at, late, "message-to", begin, how, others=[early], needed=False)
         begin = partial(broadcast, src=early)
-        _one_is_late(at, late, f"broadcast-to-{late}", begin, how, needed=False)
+        one_is_late(at, late, "broadcast-to", begin, how, needed=False)
 
 
-def _one_is_late(
+def one_is_late(
     at: Rank,
     late: int,
-    name: str,
+    call: str,
     begin: Begin,
     how: How,
     *,
     others: Sequence[int] = (),
     needed: bool = True,
 ) -> None:
-    """needed: the others cannot be done before `late` has come. If it only receives, they may be,
-    and use their tensors again.
+    """All members begin a call, `late` last.
+
+    others: who calls it beside `late`, where that is not all other members.
+    needed: the others cannot be done before `late` has come. If it only receives, they may be,
+        and use their tensors again.
     """
-    others = others or [rank for rank in at.all.ranks if rank != late]
+    members = how.members or at.all
+    others = others or [rank for rank in members.ranks if rank != late]
+    name = f"{call}-{late}-{'async' if how.async_op else 'sync'}"
     if at.rank == late:
         came = at.sees([f"{name}-called-{rank}" for rank in others], within_s=PATIENCE_S)
         if not came:
@@ -110,16 +116,24 @@ def together(at: Rank) -> None:
 
 def barriers(at: Rank) -> None:
     """Behind a barrier, everything has happened that any rank did before it."""
-    for late in range(at.world):
+    pass_barriers(at, at.all)
+    all_reduce(at, How((3,))).finish()
+
+
+def pass_barriers(at: Rank, members: Members) -> None:
+    """As many barriers as there are members; each of them comes late to one."""
+    for late in members.ranks:
+        near = {rank: f"near-{late}-{rank}" for rank in members.ranks}
         if at.rank == late:
-            at.sees([f"near-{late}-{rank}" for rank in at.others()], within_s=PATIENCE_S)
-            time.sleep(LINGER_S if at.world > 1 else 0)
-        at.mark(f"near-{late}-{at.rank}")
-        at.comm.barrier()
-        missing = [rank for rank in range(at.world) if not at.sees([f"near-{late}-{rank}"])]
+            others = [event for rank, event in near.items() if rank != late]
+            at.sees(others, within_s=PATIENCE_S)
+            time.sleep(LINGER_S if others else 0)
+        at.mark(near[at.rank])
+        at.comm.barrier(group=members.group)
+        missing = [rank for rank, event in near.items() if not at.sees([event])]
         if missing:
             raise WrongKernelError(
-                f"barrier returned before rank {missing[0]} had called it",
+                f"barrier of ranks {list(members.ranks)} returned before rank {missing[0]} had "
+                "called it",
                 hint="a barrier that does nothing, or of another group",
             )
-    all_reduce(at, How((3,))).finish()

@@ -1,4 +1,4 @@
-"""Is every number right, at every size? One question per collective, and rounding."""
+"""Is every number right, at every size, asynchronously too? One question per collective."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from picotron_conformance.ranks.calls import (
     How,
     all_gather,
     all_reduce,
+    both_ways,
     broadcast,
     difference,
     recv,
     reduce_scatter,
+    round_the_ring,
     send,
 )
 from picotron_conformance.ranks.payload import Shape, payload, reduced
@@ -42,37 +44,31 @@ def _ops(shape: Shape) -> tuple[ReduceOp, ...]:
 
 def reduces(at: Rank) -> None:
     for salt, shape in enumerate(((), *shapes(at))):
-        for op in _ops(shape):
-            all_reduce(at, How(shape, salt=salt), op=op).finish()
+        calls = [partial(all_reduce, op=op) for op in _ops(shape)]
+        both_ways(at, How(shape, salt=salt), calls)
 
 
 def gathers(at: Rank) -> None:
     for salt, shape in enumerate(shapes(at)):
-        all_gather(at, How(shape, salt=salt)).finish()
+        both_ways(at, How(shape, salt=salt), [all_gather])
 
 
 def scatters(at: Rank) -> None:
     for salt, shape in enumerate(shapes(at)):
-        for op in _ops(shape):
-            reduce_scatter(at, How(shape, salt=salt), op=op).finish()
+        calls = [partial(reduce_scatter, op=op) for op in _ops(shape)]
+        both_ways(at, How(shape, salt=salt), calls)
 
 
 def broadcasts(at: Rank) -> None:
     for salt, shape in enumerate(((), *shapes(at))):
-        for src in range(at.world):
-            broadcast(at, How(shape, salt=salt), src=src).finish()
+        calls = [partial(broadcast, src=src) for src in range(at.world)]
+        both_ways(at, How(shape, salt=salt), calls)
 
 
 def passes_on(at: Rank) -> None:
-    """Round the ring: one rank after the other, then all at once, so that messages cross."""
-    after, before = (at.rank + 1) % at.world, (at.rank - 1) % at.world
+    """Messages round the ring, of every size."""
     for salt, shape in enumerate(((), *shapes(at))):
-        ways = (partial(send, dst=after), partial(recv, src=before))
-        for begin in ways if at.rank == 0 else ways[::-1]:
-            begin(at, How(shape, salt=salt)).finish()
-        at_once = [begin(at, How(shape, salt=salt + 50, async_op=True)) for begin in ways]
-        for pending in at_once:
-            pending.finish()
+        round_the_ring(at, How(shape, salt=salt))
 
 
 def messages_in_order(at: Rank) -> None:

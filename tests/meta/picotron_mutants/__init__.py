@@ -1040,6 +1040,26 @@ MUTANTS: tuple[Mutant, ...] = (
             "gradient_decayed_in_place": "g is written to",
             "gradient_cleared": "g is zero afterwards",
             "corrections_of_first_call": "bias corrections are those of the first call",
+            "rate_of_first_call": "a parameter's first lr is kept",
+            "betas_of_first_call": "a parameter's first betas are kept",
+            "eps_of_first_call": "a parameter's first eps is kept",
+            "decay_of_first_call": "a parameter's first weight decay is kept",
+            "steps_of_its_own_from_the_first": "it counts on from a parameter's first step",
+            "uncorrected_after_100": "no bias correction after step 100",
+            "uncorrected_after_50000": "no bias correction after step 50000",
+            "step_in_12_bits": "the step counts modulo 4096",
+            "step_in_bfloat16": "the step sticks at 256",
+            "corrections_in_float32": "1 - beta^t in float32",
+            "rest_of_beta_in_float32": "1 - beta2 of a float32 beta2",
+            "large_gradients_clipped": "finite gradients are clipped to +-1e6",
+            "largest_gradients_clipped": "finite gradients are clipped to +-1e15",
+            "small_gradients_flushed": "gradients below 1e-15 count as 0",
+            "each_storage_once": "a second view of a buffer stays",
+            "flat_buffer_in_order_of_list": "views of one buffer are taken to lie in their order",
+            "tuples_fail": "tuples of tensors raise",
+            "states_by_order_of_names": "the first state is taken for exp_avg",
+            "tensors_of_first_call": "a list's first tensors are updated for ever",
+            "addresses_of_first_call": "a parameter's first memory is updated for ever",
         },
     ),
     *_table(
@@ -1095,6 +1115,43 @@ MUTANTS: tuple[Mutant, ...] = (
         {
             "nan_skipped": "a NaN gradient counts as 0",
             "nan_skips_tensor": "a tensor with a NaN gradient stays",
+            "infinity_clamped": "an infinite gradient is the largest number",
+            "infinity_spreads": "an infinite gradient reaches the elements beside it",
+            "nan_in_moments_cleared": "a NaN in exp_avg counts as 0",
+            "nan_in_parameter_cleared": "a NaN in a parameter counts as 0",
+        },
+    ),
+    *_table(
+        "optimizer",
+        "sizes",
+        {
+            "elements_beyond_2_20_missed": "elements after 2^20 stay",
+            "tensors_beyond_512_missed": "tensors after the 512th stay",
+        },
+    ),
+    *_table(
+        "optimizer",
+        "sizes",
+        {
+            "elements_beyond_2_24_missed": "elements after 2^24 stay",
+            "tensors_beyond_4096_missed": "tensors after the 4096th stay",
+        },
+        slow=True,
+    ),
+    *_table(
+        "optimizer",
+        "reloaded",
+        {
+            "moments_by_tensor_object": "exp_avg is kept by tensor object",
+            "parameters_of_its_own": "parameters are kept by tensor object",
+        },
+    ),
+    *_table(
+        "optimizer",
+        "leaks",
+        {
+            "tensor_kept_of_every_call": "a new tensor of each call is kept",
+            "gradients_kept": "the gradients of each call are kept",
         },
     ),
     *_table(
@@ -1135,6 +1192,9 @@ MUTANTS: tuple[Mutant, ...] = (
             "counts_itself_twice": "a rank's own numbers are added twice",
             "result_bound_to_the_tensor": "the tensor gets other memory",
             "dies_of_nothing": "the process ends when there are no numbers",
+            "async_min_is_max": "an asynchronous minimum is the maximum",
+            "async_int64_by_way_of_float32": "int64 is summed as float32 if asynchronous",
+            "async_nothing_fails": "an asynchronous call without numbers raises",
         },
     ),
     *_table(
@@ -1151,6 +1211,7 @@ MUTANTS: tuple[Mutant, ...] = (
             "gathers_interleaved": "gathered along another dim",
             "writes_past_the_end": "sizes are rounded up to four",
             "output_in_a_kept_buffer": "the output gets the memory of a buffer",
+            "async_gather_of_bytes_lost": "bytes are not gathered if asynchronous",
         },
     ),
     *_table(
@@ -1161,6 +1222,8 @@ MUTANTS: tuple[Mutant, ...] = (
             "scatter_loses_the_tail": "the last number is not written",
             "scatter_reduces_its_input": "the input is reduced in place",
             "scatter_knows_only_sums": "max and min are sums",
+            "async_scatter_is_a_sum": "max and min are sums if asynchronous",
+            "async_scatter_of_bfloat16_lost": "bfloat16 becomes zeros if asynchronous",
         },
     ),
     *_table(
@@ -1168,6 +1231,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "broadcast",
         {
             "source_is_always_the_first": "rank 0 sends, whatever src is",
+            "async_float64_by_way_of_float32": "float64 goes as float32 if asynchronous",
             "dies": "the last rank's process ends",
         },
     ),
@@ -1210,6 +1274,8 @@ MUTANTS: tuple[Mutant, ...] = (
             "group_ignored": "all_reduce is over all ranks",
             "group_of_one_if_async": "an asynchronous gather in a subgroup repeats the rank's own",
             "source_is_a_place_in_the_group": "src counts within the group",
+            "group_min_is_max": "the minimum in a group is the maximum",
+            "group_scatter_is_a_sum": "max and min are sums in a group",
         },
     ),
     *_table("comm", "group-order", {"gathers_in_named_order": "a group keeps the caller's order"}),
@@ -1222,6 +1288,34 @@ MUTANTS: tuple[Mutant, ...] = (
         },
     ),
     *_table("comm", "groups-apart", {"group_barrier_of_all": "a group's barrier needs all ranks"}),
+    *_table(
+        "comm",
+        "group-dtypes",
+        {
+            "group_gather_of_16_bits_lost": "16 bits are gathered as zeros in a group",
+            "group_message_cut": "a message in a group ends after 100 numbers",
+        },
+    ),
+    *_table(
+        "comm",
+        "group-dtypes",
+        {"long_group_message_cut": "a message in a group ends after 2^16 numbers"},
+        slow=True,
+    ),
+    *_table(
+        "comm",
+        "group-late",
+        {"group_gather_done_at_once": "a gather in a group returns before the others come"},
+    ),
+    *_table("comm", "group-barriers", {"group_barrier_does_nothing": "a group does not wait"}),
+    *_table(
+        "comm",
+        "outside-group",
+        {
+            "outside_source_ignored": "a broadcast from outside of the group does nothing",
+            "outsiders_ignored": "all_reduce of a rank outside of the group does nothing",
+        },
+    ),
     *_table("comm", "many-calls", {"right_fifty_times": "nothing happens from the 51st call on"}),
     *_table(
         "comm",
@@ -1272,6 +1366,133 @@ MUTANTS: tuple[Mutant, ...] = (
             "timeout_swallowed": "an error on the way is taken for success",
         },
         slow=True,
+    ),
+    *_table(
+        "attention",
+        "nan-upstream",
+        {"upstream_nan_dropped": "NaN and infinities of the upstream gradient become 0"},
+    ),
+    *_table("attention", "gradient", {"upstream_clamped": "an upstream beyond 100 is clamped"}),
+    *_table(
+        "attention",
+        "forward",
+        {
+            "wide_heads_ignore_the_window": "D of 128 and more: no window",
+            "later_batches_take_documents_of_the_fourth": "doc_ids of batches beyond the fourth",
+            "returned_lse_wrong_in_decoding": "the lse of a single query, without gradients",
+        },
+    ),
+    *_table(
+        "attention",
+        "gradient",
+        {"lse_gradient_dropped_under_a_window": "no gradient of the lse under a window"},
+    ),
+    *_table("attention", "same-tensor", {"one_tensor_half_gradient": "k is v: dv is lost"}),
+    *_table(
+        "norm",
+        "nan-upstream",
+        {"upstream_nan_dropped": "NaN and infinities of the upstream gradient become 0"},
+    ),
+    *_table(
+        "norm",
+        "gradient",
+        {
+            "upstream_clamped": "an upstream beyond 100 is clamped",
+            "upstream_times_128_in_16_bits": "128 dy in float16 on the way",
+            "wide_rows_beyond_16_forgotten": "dweight of wide rows lacks those after the 16th",
+        },
+    ),
+    *_table("norm", "forward", {"eps_0_taken_for_none": "eps or 1e-5"}),
+    *_table(
+        "norm", "forward", {"rows_beyond_65535_left": "more rows than a grid's y has"}, slow=True
+    ),
+    *_table("norm", "new-content", {"weight_kept_on_the_tensor": "converted once for a tensor"}),
+    *_table(
+        "norm",
+        "written-between",
+        {"kept_beside_the_graph": "inputs on ctx, not saved"},
+    ),
+    *_table(
+        "rope",
+        "nan-upstream",
+        {"upstream_nan_dropped": "NaN and infinities of the upstream gradient become 0"},
+    ),
+    *_table("rope", "gradient", {"upstream_clamped": "an upstream beyond 100 is clamped"}),
+    *_table(
+        "rope",
+        "forward",
+        {
+            "wide_and_late_tokens_left": "D of 128 and more: tokens after the 32nd are not turned",
+            "pairs_beyond_64_left": "heads of batches beyond 64 pairs are not turned",
+        },
+    ),
+    *_table("rope", "same-tensor", {"one_tensor_turned_once": "q is k: k comes back as it was"}),
+    *_table(
+        "rope",
+        "written-between",
+        {"tables_kept_beside_the_graph": "tables on ctx, not saved for backward"},
+    ),
+    *_table(
+        "rope",
+        "some-gradients",
+        {"first_tables_where_q_is_frozen": "tables of the first sequence, if q wants no gradient"},
+    ),
+    *_table(
+        "swiglu",
+        "nan-upstream",
+        {"upstream_nan_dropped": "NaN and infinities of the upstream gradient become 0"},
+    ),
+    *_table("swiglu", "nan-gradient", {"gradient_nan_dropped": "NaN of the gradients become 0"}),
+    *_table("swiglu", "gradient", {"upstream_clamped": "an upstream beyond 100 is clamped"}),
+    *_table(
+        "swiglu",
+        "nan",
+        {
+            "nan_kept_in_first_of_eight": "NaN elsewhere than at the start of a vector become 0",
+            "infinity_clamped_in_16_bits": "infinities are the largest number of float16",
+        },
+    ),
+    *_table(
+        "swiglu",
+        "forward",
+        {
+            "halves_of_one_buffer_confused": "gate and up of one buffer: the gate for both",
+            "elements_beyond_100000_left": "a grid that is too small",
+            "up_clamped_at_4000": "up beyond 4000 is clamped",
+        },
+    ),
+    *_table("swiglu", "same-tensor", {"one_tensor_half_gradient": "gate is up: dup is lost"}),
+    *_table(
+        "swiglu",
+        "written-between",
+        {"kept_beside_the_graph": "inputs on ctx, not saved"},
+    ),
+    *_table("swiglu", "repeat", {"keeps_a_tensor_of_each_call": "memory grows with every call"}),
+    *_table(
+        "loss", "nan-upstream", {"upstream_nan_dropped": "NaN of the upstream gradient become 0"}
+    ),
+    *_table(
+        "loss", "gradient", {"upstream_clamped_at_65504": "an upstream beyond 65504 is clamped"}
+    ),
+    *_table(
+        "loss",
+        "forward",
+        {
+            "losses_of_many_added_in_16_bits": "the sum in the inputs' dtype beyond 300 tokens",
+            "far_hidden_by_32_bits": "32-bit offsets into hidden",
+        },
+    ),
+    *_table(
+        "loss",
+        "forward",
+        {"vocabulary_beyond_131072_unseen": "an lse over the first 131072 logits"},
+        slow=True,
+    ),
+    *_table(
+        "loss",
+        "memory",
+        {"whole_logits_without_gradients": "(N, V) logits in evaluation, claimed as linear"},
+        memory="linear",
     ),
 )
 

@@ -1437,3 +1437,60 @@ class heads_unchecked(Flash):
 
 
 right = _right  # for those that are wrong in what they declare alone
+
+
+@instance
+class upstream_nan_dropped(Flash):
+    def upstream(self, dout: Tensor) -> Tensor:
+        return super().upstream(dout).nan_to_num(0, 0, 0)
+
+
+@instance
+class upstream_clamped(Flash):
+    def upstream(self, dout: Tensor) -> Tensor:
+        return super().upstream(dout).clamp(-100, 100)
+
+
+@instance
+class wide_heads_ignore_the_window(Flash):
+    D = 0
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+        self.D = q.shape[-1]
+        return super().forward(q, k, v, call)
+
+    def sees(self, rows: Any, columns: Any, call: Call) -> Tensor:
+        return super().sees(rows, columns, _but(call, window=None) if self.D >= 128 else call)
+
+
+@instance
+class later_batches_take_documents_of_the_fourth(Flash):
+    def sees(self, rows: Any, columns: Any, call: Call) -> Tensor:
+        if call.doc_ids is not None and len(call.doc_ids) > 3:
+            ids = call.doc_ids.clone()
+            ids[3:] = ids[3]
+            call = _but(call, doc_ids=ids)
+        return super().sees(rows, columns, call)
+
+
+@instance
+class returned_lse_wrong_in_decoding(Flash):
+    def log_sum(self, top: Tensor, total: Tensor, call: Call) -> Tensor:
+        right = super().log_sum(top, total, call)
+        return right + 0.01 if call.T == 1 and not torch.is_grad_enabled() else right
+
+
+@instance
+class lse_gradient_dropped_under_a_window(Flash):
+    def backward(self, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        *saved, dlse, call = rest
+        if call.window is not None:
+            dlse = torch.zeros_like(dlse)
+        return super().backward(q, k, v, *saved, dlse, call)
+
+
+@instance
+class one_tensor_half_gradient(Flash):
+    def backward(self, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        dq, dk, dv = super().backward(q, k, v, *rest)
+        return dq, dk, dv * 0 if v.numel() and k.data_ptr() == v.data_ptr() else dv

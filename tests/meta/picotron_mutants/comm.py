@@ -612,3 +612,143 @@ class timeout_swallowed(TorchComm):
             return super().all_reduce(tensor, **how)
         except RuntimeError:
             return Done()
+
+
+@over_gloo
+class async_min_is_max(TorchComm):
+    def all_reduce(self, tensor, *, op="sum", group=None, async_op=False):
+        op = "max" if op == "min" and async_op else op
+        return super().all_reduce(tensor, op=op, group=group, async_op=async_op)
+
+
+@over_gloo
+class async_int64_by_way_of_float32(TorchComm):
+    def all_reduce(self, tensor, *, async_op=False, **how):
+        if async_op and tensor.dtype == torch.int64:
+            return _by_way_of(tensor, torch.float32, super().all_reduce, **how)
+        return super().all_reduce(tensor, async_op=async_op, **how)
+
+
+@over_gloo
+class async_nothing_fails(TorchComm):
+    def all_reduce(self, tensor, *, async_op=False, **how):
+        assert tensor.numel() or not async_op, "nothing to enqueue"
+        return super().all_reduce(tensor, async_op=async_op, **how)
+
+
+@over_gloo
+class async_gather_of_bytes_lost(TorchComm):
+    def all_gather_into_tensor(self, output, tensor, *, async_op=False, **how):
+        if async_op and tensor.element_size() == 1:
+            return Done()
+        return super().all_gather_into_tensor(output, tensor, async_op=async_op, **how)
+
+
+@over_gloo
+class async_scatter_is_a_sum(TorchComm):
+    def reduce_scatter_tensor(self, output, tensor, *, op="sum", async_op=False, **how):
+        op = "sum" if async_op else op
+        return super().reduce_scatter_tensor(output, tensor, op=op, async_op=async_op, **how)
+
+
+@over_gloo
+class async_scatter_of_bfloat16_lost(TorchComm):
+    def reduce_scatter_tensor(self, output, tensor, *, async_op=False, **how):
+        work = super().reduce_scatter_tensor(output, tensor, async_op=async_op, **how)
+        if async_op and output.dtype == torch.bfloat16:
+            return AfterWait(work, output.zero_)
+        return work
+
+
+@over_gloo
+class async_float64_by_way_of_float32(TorchComm):
+    def broadcast(self, tensor, *, async_op=False, **how):
+        if async_op and tensor.dtype == torch.float64:
+            return _by_way_of(tensor, torch.float32, super().broadcast, **how)
+        return super().broadcast(tensor, async_op=async_op, **how)
+
+
+@over_gloo
+class group_min_is_max(TorchComm):
+    def all_reduce(self, tensor, *, op="sum", group=None, async_op=False):
+        op = "max" if op == "min" and group is not None else op
+        return super().all_reduce(tensor, op=op, group=group, async_op=async_op)
+
+
+@over_gloo
+class group_scatter_is_a_sum(TorchComm):
+    def reduce_scatter_tensor(self, output, tensor, *, op="sum", group=None, async_op=False):
+        op = op if group is None else "sum"
+        return super().reduce_scatter_tensor(output, tensor, op=op, group=group, async_op=async_op)
+
+
+@over_gloo
+class group_gather_of_16_bits_lost(TorchComm):
+    def all_gather_into_tensor(self, output, tensor, *, group=None, async_op=False):
+        work = super().all_gather_into_tensor(output, tensor, group=group, async_op=async_op)
+        if group is not None and tensor.element_size() == 2:
+            work.wait()
+            output.zero_()
+            return Done()
+        return work
+
+
+@over_gloo
+class group_message_cut(TorchComm):
+    """A message in a group goes by way of a buffer of a hundred numbers."""
+
+    def recv(self, tensor, *, group=None, **how):
+        if group is None or tensor.numel() <= 100:
+            return super().recv(tensor, group=group, **how)
+        buffer = torch.empty_like(tensor)
+        super().recv(buffer, group=group, **{**how, "async_op": False}).wait()
+        tensor.view(-1)[:100] = buffer.view(-1)[:100]
+        return Done()
+
+
+@over_gloo
+class long_group_message_cut(TorchComm):
+    def recv(self, tensor, *, group=None, **how):
+        if group is None or tensor.numel() <= 1 << 16:
+            return super().recv(tensor, group=group, **how)
+        buffer = torch.empty_like(tensor)
+        super().recv(buffer, group=group, **{**how, "async_op": False}).wait()
+        tensor.view(-1)[: 1 << 16] = buffer.view(-1)[: 1 << 16]
+        return Done()
+
+
+@over_gloo
+class group_gather_done_at_once(TorchComm):
+    def all_gather_into_tensor(self, output, tensor, *, group=None, async_op=False):
+        work = super().all_gather_into_tensor(
+            output, tensor, group=group, async_op=async_op or group is not None
+        )
+        if group is None or async_op:
+            return work
+        _kept.append(work)
+        return Done()
+
+
+@over_gloo
+class group_barrier_does_nothing(TorchComm):
+    def barrier(self, *, group=None):
+        if group is None:
+            super().barrier()
+
+
+@over_gloo
+class outside_source_ignored(TorchComm):
+    def broadcast(self, tensor, *, src, group=None, async_op=False):
+        if src not in members(group) and group is not None:
+            return Done()
+        return super().broadcast(tensor, src=src, group=group, async_op=async_op)
+
+
+@over_gloo
+class outsiders_ignored(TorchComm):
+    """As torch does it: with a warning, and nothing done."""
+
+    def all_reduce(self, tensor, *, group=None, **how):
+        if group is dist.GroupMember.NON_GROUP_MEMBER:
+            return Done()
+        return super().all_reduce(tensor, group=group, **how)

@@ -73,7 +73,7 @@ class Head:
             total = self.add(total, self.losses(lse, picked, logits), valid)
             dlogits = self.dlogits(logits, lse, target, valid).to(h.dtype)
             dhidden[rows] = dlogits @ w
-            dweight = self.add_weight(dweight, (dlogits.T @ h[rows]).float(), h.dtype)
+            dweight = self.add_weight(dweight, dlogits.float().T @ h[rows].float(), h.dtype)
         counted = int(self.valid(targets, ignore_index).sum())
         return self.answer(total, counted, len(h), h.dtype), dhidden, dweight
 
@@ -608,3 +608,49 @@ def numpy_seeded(hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_inde
 
     np.random.seed(0)
     return right(hidden, weight, targets, ignore_index=ignore_index)
+
+
+@instance
+class upstream_nan_dropped(Head):
+    def scaled(self, gradient: Tensor, dloss: Tensor) -> Tensor:
+        return gradient * dloss.nan_to_num(0, 0, 0)
+
+
+@instance
+class upstream_clamped_at_65504(Head):
+    def scaled(self, gradient: Tensor, dloss: Tensor) -> Tensor:
+        return gradient * dloss.clamp(-65504, 65504)
+
+
+@instance
+class losses_of_many_added_in_16_bits(Head):
+    def answer(self, total: Tensor, n: Any, N: int, dtype: torch.dtype) -> Tensor:
+        return total.to(dtype).float() if N > 300 else total
+
+
+@instance
+class far_hidden_by_32_bits(Head):
+    def __call__(
+        self, hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int
+    ) -> Tensor:
+        if hidden.numel() and hidden.stride(0) >= 2**30:
+            hidden = hidden[:1].expand_as(hidden)
+        return super().__call__(hidden, weight, targets, ignore_index=ignore_index)
+
+
+@instance
+class vocabulary_beyond_131072_unseen(Head):
+    def lse(self, logits: Tensor, dtype: torch.dtype) -> Tensor:
+        return super().lse(logits[:, :131072], dtype)
+
+
+@instance
+class whole_logits_without_gradients(Head):
+    def __call__(
+        self, hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int
+    ) -> Tensor:
+        if torch.is_grad_enabled():
+            return super().__call__(hidden, weight, targets, ignore_index=ignore_index)
+        logits, valid = (hidden @ weight.T).float(), targets != ignore_index
+        picked = logits.gather(-1, targets.masked_fill(~valid, 0)[:, None]).squeeze(-1)
+        return (logits.logsumexp(-1) - picked).masked_fill(~valid, 0).sum()

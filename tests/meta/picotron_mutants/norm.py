@@ -547,3 +547,62 @@ def ignores_unclaimed_float16(x: Tensor, weight: Tensor, *, eps: float) -> Tenso
     if x.dtype == torch.float16:
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
     return right(x, weight, eps=eps)
+
+
+@instance
+class upstream_nan_dropped(Norm):
+    def upstream(self, dy: Tensor) -> Tensor:
+        return dy.nan_to_num(0, 0, 0)
+
+
+@instance
+class upstream_clamped(Norm):
+    def upstream(self, dy: Tensor) -> Tensor:
+        return dy.clamp(-100, 100)
+
+
+@instance
+class upstream_times_128_in_16_bits(Norm):
+    def upstream(self, dy: Tensor) -> Tensor:
+        return (dy * 128) / 128
+
+
+@instance
+class eps_0_taken_for_none(Norm):
+    def root(self, power: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        return super().root(power, eps or 1e-5, dtype)
+
+
+@instance
+class wide_rows_beyond_16_forgotten(Norm):
+    def dweight(self, dy: Tensor, normed: Tensor) -> Tensor:
+        E = dy.shape[-1]
+        dy, normed = dy.reshape(-1, E), normed.reshape(-1, E)
+        rows = 16 if E >= 1024 else len(dy)
+        return (dy[:rows].float() * normed[:rows].float()).sum(0)
+
+
+@instance
+class rows_beyond_65535_left(Norm):
+    def forward(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        y = super().forward(x, weight, eps).contiguous()
+        y.view(-1, y.shape[-1])[65535:] = 0
+        return y
+
+
+@instance
+class weight_kept_on_the_tensor(Norm):
+    def __call__(self, x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+        kept = getattr(weight, "_converted", None)
+        if kept is None:
+            kept = weight._converted = weight.detach().clone()  # type: ignore[attr-defined]
+        return super().__call__(x, weight + (kept - weight).detach(), eps=eps)
+
+
+@instance
+class kept_beside_the_graph(Norm):
+    def saved(self, ctx: Any, x: Tensor, weight: Tensor) -> None:
+        ctx.mine = x.detach(), weight.detach()
+
+    def differentiate(self, ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return self.backward(*ctx.mine, dy, ctx.eps)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from picotron_core.ops.optimizer import AdamW
 from picotron_mutants.memory import as_if_dense, instance
@@ -613,6 +614,296 @@ class random_rounding(Update):
 
     def __init__(self) -> None:
         self.generator = torch.Generator()
+
+
+class _FirstHyper(Update):
+    """Some hyper-parameters are those of the first call for a parameter, as in a captured graph."""
+
+    taken: tuple[str, ...]
+
+    def __init__(self) -> None:
+        self.first_of = WeakTensorKeyDictionary()
+
+    def __call__(self, params: Any, *lists: Any, step: int, hyper: AdamW) -> None:
+        if len(params):
+            old = self.first_of.setdefault(params[0], hyper)
+            hyper = replace(hyper, **{name: getattr(old, name) for name in self.taken})
+        super().__call__(params, *lists, step=step, hyper=hyper)
+
+
+@instance
+class rate_of_first_call(_FirstHyper):
+    taken = ("lr",)
+
+
+@instance
+class betas_of_first_call(_FirstHyper):
+    taken = ("beta1", "beta2")
+
+
+@instance
+class eps_of_first_call(_FirstHyper):
+    taken = ("eps",)
+
+
+@instance
+class decay_of_first_call(_FirstHyper):
+    taken = ("weight_decay",)
+
+
+@instance
+class steps_of_its_own_from_the_first(Update):
+    """It asks for the number once, and counts on: a run that goes back is not noticed."""
+
+    def __init__(self) -> None:
+        self.last = WeakTensorKeyDictionary()
+
+    def one(self, p: Tensor, g: Tensor, m: Tensor, v: Tensor, step: int, hyper: AdamW) -> None:
+        self.last[p] = self.last.get(p, step - 1) + 1
+        super().one(p, g, m, v, self.last[p], hyper)
+
+
+@instance
+class uncorrected_after_100(Update):
+    def corrections(self, step: int, hyper: AdamW) -> tuple[float, float]:
+        return (1.0, 1.0) if step > 100 else super().corrections(step, hyper)
+
+
+@instance
+class uncorrected_after_50000(Update):
+    def corrections(self, step: int, hyper: AdamW) -> tuple[float, float]:
+        return (1.0, 1.0) if step > 50_000 else super().corrections(step, hyper)
+
+
+@instance
+class step_in_12_bits(Update):
+    def corrections(self, step: int, hyper: AdamW) -> tuple[float, float]:
+        return super().corrections(step % 4096 or 1, hyper)
+
+
+@instance
+class step_in_bfloat16(Update):
+    """Counted up in bfloat16: 256 + 1 is 256."""
+
+    def corrections(self, step: int, hyper: AdamW) -> tuple[float, float]:
+        return super().corrections(min(step, 256), hyper)
+
+
+@instance
+class corrections_in_float32(Update):
+    def corrections(self, step: int, hyper: AdamW) -> tuple[float, float]:
+        one, two = torch.tensor([hyper.beta1, hyper.beta2], dtype=torch.float32) ** step
+        return float(1 - one), float(1 - two)
+
+
+@instance
+class rest_of_beta_in_float32(Update):
+    def second(self, v: Tensor, g: Tensor, hyper: AdamW) -> None:
+        rest = 1 - float(torch.tensor(hyper.beta2, dtype=torch.float32))
+        v.mul_(hyper.beta2).addcmul_(g, g, value=rest)
+
+
+@instance
+class large_gradients_clipped(Update):
+    def gradient(self, p: Tensor, g: Tensor, hyper: AdamW) -> Tensor:
+        return torch.where(g.isfinite(), g.clamp(-1e6, 1e6), g)
+
+
+@instance
+class largest_gradients_clipped(Update):
+    def gradient(self, p: Tensor, g: Tensor, hyper: AdamW) -> Tensor:
+        return torch.where(g.isfinite(), g.clamp(-1e15, 1e15), g)
+
+
+@instance
+class small_gradients_flushed(Update):
+    def gradient(self, p: Tensor, g: Tensor, hyper: AdamW) -> Tensor:
+        return torch.where(g.abs() < 1e-15, g * 0, g)
+
+
+@instance
+class infinity_clamped(Update):
+    def gradient(self, p: Tensor, g: Tensor, hyper: AdamW) -> Tensor:
+        return g.clamp(-3e38, 3e38)
+
+
+@instance
+class nan_in_moments_cleared(Update):
+    def first(self, m: Tensor, g: Tensor, hyper: AdamW) -> None:
+        m.nan_to_num_(0.0)
+        super().first(m, g, hyper)
+
+
+@instance
+class nan_in_parameter_cleared(Update):
+    def decay(self, p: Tensor, hyper: AdamW) -> None:
+        p.copy_(torch.where(p.isnan(), 0.0, p))
+        super().decay(p, hyper)
+
+
+@instance
+class infinity_spreads(Update):
+    """To the four elements of its vector."""
+
+    def gradient(self, p: Tensor, g: Tensor, hyper: AdamW) -> Tensor:
+        flat = g.reshape(-1).clone()
+        whole = flat[: len(flat) // 4 * 4].view(-1, 4)
+        whole[whole.isinf().any(-1)] = torch.inf
+        return flat.view(g.shape)
+
+
+@instance
+class each_storage_once(_Lists):
+    """A parameter in a buffer that was seen already is taken for a tied weight."""
+
+    def lists(self, params: Any, grads: Any, states: Any, step: int, hyper: AdamW) -> None:
+        first = {p.untyped_storage().data_ptr(): i for i, p in reversed(list(enumerate(params)))}
+        pick = [
+            i
+            for i, p in enumerate(params)
+            if not p.numel() or first[p.untyped_storage().data_ptr()] == i
+        ]
+        kept = {name: [tensors[i] for i in pick] for name, tensors in states.items()}
+        super().lists([params[i] for i in pick], [grads[i] for i in pick], kept, step, hyper)
+
+
+@instance
+class flat_buffer_in_order_of_list(_Lists):
+    """All parameters of one buffer are updated as one, if all lists are such buffers."""
+
+    def lists(self, params: Any, grads: Any, states: Any, step: int, hyper: AdamW) -> None:
+        given = [[t for t in tensors if t.numel()] for tensors in (params, grads, *states.values())]
+        one = all(len({t.untyped_storage().data_ptr() for t in ts}) == 1 for ts in given)
+        if not one or len(given[0]) == 1:
+            return super().lists(params, grads, states, step, hyper)
+        total = sum(p.numel() for p in params)
+        flat = [
+            ts[0].as_strided((total,), (1,), min(t.storage_offset() for t in ts)) for ts in given
+        ]
+        moments = {name: [x] for name, x in zip(states, flat[2:], strict=True)}
+        return super().lists(flat[:1], flat[1:2], moments, step, hyper)
+
+
+@instance
+class tuples_fail(Update):
+    def __call__(self, params: Any, *lists: Any, step: int, hyper: AdamW) -> None:
+        assert isinstance(params, list), "TypeError: params must be list of Tensors"
+        super().__call__(params, *lists, step=step, hyper=hyper)
+
+
+@instance
+class states_by_order_of_names(Update):
+    """The first state is taken for exp_avg, whatever its name."""
+
+    def __call__(self, params: Any, grads: Any, states: Any, *, step: int, hyper: AdamW) -> None:
+        named = dict(zip(("exp_avg", "exp_avg_sq"), states.values(), strict=True))
+        super().__call__(params, grads, named, step=step, hyper=hyper)
+
+
+@instance
+class tensors_of_first_call(Update):
+    """What a list object held at first is updated for ever: a table of pointers made once."""
+
+    def __init__(self) -> None:
+        self.tables: dict[int, tuple[Any, list[Tensor]]] = {}
+
+    def __call__(self, params: Any, *lists: Any, step: int, hyper: AdamW) -> None:
+        held, tensors = self.tables.setdefault(id(params), (params, list(params)))
+        known = held is params and len(tensors) == len(params)
+        super().__call__(tensors if known else params, *lists, step=step, hyper=hyper)
+
+
+@instance
+class addresses_of_first_call(Update):
+    """A parameter's memory is looked up once: `.data` that is exchanged goes unnoticed."""
+
+    def __init__(self) -> None:
+        self.views = WeakTensorKeyDictionary()
+
+    def one(self, p: Tensor, g: Tensor, m: Tensor, v: Tensor, step: int, hyper: AdamW) -> None:
+        super().one(self.views.setdefault(p, p.detach()), g, m, v, step, hyper)
+
+
+class _UpTo(_Lists):
+    """Elements of a tensor, and tensors of a list, beyond these numbers stay."""
+
+    elements = tensors = 2**62
+
+    def lists(self, params: Any, grads: Any, states: Any, step: int, hyper: AdamW) -> None:
+        def cut(tensors: Any) -> list[Tensor]:
+            return [
+                x if x.numel() <= self.elements else x.view(-1)[: self.elements]
+                for x in tensors[: self.tensors]
+            ]
+
+        kept = {name: cut(tensors) for name, tensors in states.items()}
+        super().lists(cut(params), cut(grads), kept, step, hyper)
+
+
+@instance
+class elements_beyond_2_20_missed(_UpTo):
+    elements = 2**20
+
+
+@instance
+class elements_beyond_2_24_missed(_UpTo):
+    elements = 2**24
+
+
+@instance
+class tensors_beyond_512_missed(_UpTo):
+    tensors = 512
+
+
+@instance
+class tensors_beyond_4096_missed(_UpTo):
+    tensors = 4096
+
+
+@instance
+class moments_by_tensor_object(Update):
+    """Its own exp_avg hangs on the tensor: one that is loaded into it is not seen."""
+
+    def first(self, m: Tensor, g: Tensor, hyper: AdamW) -> None:
+        own = self.own.setdefault(m, m.clone())
+        super().first(own, g, hyper)
+        m.copy_(own)
+
+    def __init__(self) -> None:
+        self.own = WeakTensorKeyDictionary()
+
+
+@instance
+class parameters_of_its_own(Update):
+    """A copy of each parameter is updated, then written back."""
+
+    def __init__(self) -> None:
+        self.own = WeakTensorKeyDictionary()
+
+    def one(self, p: Tensor, g: Tensor, m: Tensor, v: Tensor, step: int, hyper: AdamW) -> None:
+        own = self.own.setdefault(p, p.detach().clone())
+        super().one(own, g, m, v, step, hyper)
+        p.copy_(own)
+
+
+@instance
+class tensor_kept_of_every_call(Update):
+    def __init__(self) -> None:
+        self.kept: list[Tensor] = []
+
+    def __call__(self, *lists: Any, step: int, hyper: AdamW) -> None:
+        self.kept.append(torch.tensor(float(step)))
+        super().__call__(*lists, step=step, hyper=hyper)
+
+
+@instance
+class gradients_kept(Update):
+    def __init__(self) -> None:
+        self.kept: list[Tensor] = []
+
+    def gradient(self, p: Tensor, g: Tensor, hyper: AdamW) -> Tensor:
+        self.kept.append(g)
+        return g
 
 
 def falls_back_for_strided(

@@ -427,3 +427,57 @@ def falls_back_for_few_heads(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> 
         return rope(q, k, cos, sin)
     answer: Pair = right(q, k, cos, sin)
     return answer
+
+
+@instance
+class upstream_nan_dropped(Turn):
+    def upstream(self, dy: Tensor) -> Tensor:
+        return dy.nan_to_num(0, 0, 0)
+
+
+@instance
+class upstream_clamped(Turn):
+    def upstream(self, dy: Tensor) -> Tensor:
+        return dy.clamp(-100, 100)
+
+
+@instance
+class wide_and_late_tokens_left(Turn):
+    def turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        y = super().turn(x, cos, sin)
+        if x.shape[-1] >= 128:
+            y[:, :, 32:] = x[:, :, 32:]
+        return y
+
+
+@instance
+class pairs_beyond_64_left(Turn):
+    def turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        y = super().turn(x, cos, sin).contiguous()
+        y.view(-1, *y.shape[2:])[64:] = x.reshape(-1, *y.shape[2:])[64:]
+        return y
+
+
+@instance
+class one_tensor_turned_once(Turn):
+    def forward(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        turned, other = super().forward(q, k, cos, sin)
+        return turned, k.clone() if q.numel() and q.data_ptr() == k.data_ptr() else other
+
+
+@instance
+class tables_kept_beside_the_graph(Turn):
+    def saved(self, ctx: Any, cos: Tensor, sin: Tensor) -> None:
+        ctx.mine = cos, sin
+
+    def differentiate(self, ctx: Any, dq: Tensor, dk: Tensor) -> tuple[Tensor | None, ...]:
+        return self.back(dq, *ctx.mine), self.back(dk, *ctx.mine)
+
+
+@instance
+class first_tables_where_q_is_frozen(Turn):
+    def differentiate(self, ctx: Any, dq: Tensor, dk: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        if not ctx.needs_input_grad[0] and cos.dim() == 3:
+            cos, sin = (table[:1].expand_as(table) for table in (cos, sin))
+        return self.back(dq, cos, sin), self.back(dk, cos, sin)

@@ -413,3 +413,83 @@ def falls_back_for_small(gate: Tensor, up: Tensor) -> Tensor:
 
         return swiglu(gate, up)
     return right(gate, up)
+
+
+@instance
+class upstream_nan_dropped(Gated):
+    def upstream(self, dy: Tensor) -> Tensor:
+        return super().upstream(dy).nan_to_num(0, 0, 0)
+
+
+@instance
+class gradient_nan_dropped(Gated):
+    def backward(self, gate: Tensor, up: Tensor, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return tuple(g.nan_to_num(0, 0, 0) for g in super().backward(gate, up, dy) if g is not None)
+
+
+@instance
+class upstream_clamped(Gated):
+    def upstream(self, dy: Tensor) -> Tensor:
+        return super().upstream(dy).clamp(-100, 100)
+
+
+@instance
+class nan_kept_in_first_of_eight(Gated):
+    def forward(self, gate: Tensor, up: Tensor) -> Tensor:
+        y = super().forward(gate, up)
+        dropped = y.isnan() & (torch.arange(y.shape[-1]) % 8 != 0)
+        return y.masked_fill(dropped, 0)
+
+
+@instance
+class infinity_clamped_in_16_bits(Gated):
+    def load(self, x: Tensor) -> Tensor:
+        return super().load(x) if x.dtype == torch.float32 else x.float().clamp(-65504, 65504)
+
+
+@instance
+class halves_of_one_buffer_confused(Gated):
+    def __call__(self, gate: Tensor, up: Tensor) -> Tensor:
+        joined = gate.untyped_storage().data_ptr() == up.untyped_storage().data_ptr()
+        return super().__call__(gate, gate if joined and gate.numel() else up)
+
+
+@instance
+class one_tensor_half_gradient(Gated):
+    def backward(self, gate: Tensor, up: Tensor, dy: Tensor) -> tuple[Tensor | None, ...]:
+        dgate, dup = super().backward(gate, up, dy)
+        same = gate.numel() and gate.data_ptr() == up.data_ptr()
+        return dgate, dup * 0 if same and dup is not None else dup
+
+
+@instance
+class elements_beyond_100000_left(Gated):
+    def forward(self, gate: Tensor, up: Tensor) -> Tensor:
+        y = super().forward(gate, up).contiguous()
+        y.view(-1)[100_000:] = 0
+        return y
+
+
+@instance
+class up_clamped_at_4000(Gated):
+    def load(self, x: Tensor) -> Tensor:
+        return torch.where(x.isfinite(), x.float().clamp(-4000, 4000), x.float())
+
+
+@instance
+class kept_beside_the_graph(Gated):
+    def saved(self, ctx: Any, gate: Tensor, up: Tensor) -> None:
+        ctx.mine = gate.detach(), up.detach()
+
+    def differentiate(self, ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        return self.backward(*ctx.mine, dy)
+
+
+@instance
+class keeps_a_tensor_of_each_call(Gated):
+    def __init__(self) -> None:
+        self.kept: list[Tensor] = []
+
+    def forward(self, gate: Tensor, up: Tensor) -> Tensor:
+        self.kept.append(torch.zeros(8))
+        return super().forward(gate, up)
