@@ -31,7 +31,7 @@ from picotron_core.registry.plugins import load_registry
 from picotron_core.registry.select import resolve
 from picotron_core.schema import Train
 
-SHARES, B, T, V = 3, 2, 4, 11
+SHARES, B, T, V = 2, 2, 4, 11
 
 
 def main(attempts: int) -> None:
@@ -77,7 +77,7 @@ def main(attempts: int) -> None:
 
     # With a half of all attempts struck, and a doubling after each other one, the scale is a random
     # walk; this seed's stays where float16 neither overflows by itself nor loses everything.
-    draw = random.Random(324)
+    draw = random.Random(459)
     mine = range(SHARES) if world.size == 1 else [world.rank]
     train = Train(clip=0.0)
     scales, skips, struck_in_all = [], [], 0

@@ -4,17 +4,17 @@ import json
 from pathlib import Path
 
 SCRIPT = str(Path(__file__).with_name("overflow_steps.py"))
-ATTEMPTS = "2000"  # of which 1010 are struck
+ATTEMPTS = "2000"  # of which 1003 are struck
 
 
 def test_all_ranks_skip_alike_and_as_one_process_does(run_ranks):
     (alone,) = run_ranks([SCRIPT, ATTEMPTS], 1)
     assert alone.returncode == 0, alone.stderr
-    together = run_ranks([SCRIPT, ATTEMPTS], 3)
-    assert [result.returncode for result in together] == [0, 0, 0], together
+    together = run_ranks([SCRIPT, ATTEMPTS], 2)
+    assert [result.returncode for result in together] == [0, 0], together
     wanted = json.loads(alone.stdout)
     found = [json.loads(result.stdout) for result in together]
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1]
     assert found[0]["scales"] == wanted["scales"]
     assert found[0]["skips"] == wanted["skips"]
     assert wanted["struck"] >= 1000

@@ -45,7 +45,7 @@ from picotron_core.registry.plugins import load_registry
 RUNS = 5
 # Twice the length may take so many times the memory: 2 is linear, 4 is quadratic.
 GROWTH = 2.6
-COMPILED = 6  # cases
+COMPILED = 4  # cases
 FALLBACK = "a silent fallback: refuse in `supports` what the kernel cannot do"
 
 

@@ -41,7 +41,7 @@ def nan(target: Target, record: Record, op: str, dtype: str) -> None:
     values = (torch.nan, torch.inf) if infinite else (torch.nan,)
     for case, name, value in product(of_each_kind(cases), FORMS[op].gradients, values):
         problem = problem_of(case, target.seed)
-        for where in _places(problem.tensors[name]):
+        for where in _places(problem.tensors[name], few=case is not cases[0]):
             placed = placed_tensors(case, problem, target.device)
             placed[name].tensor[where] = value
             with torch.no_grad():
@@ -58,7 +58,7 @@ def nan_gradient(target: Target, record: Record, op: str, dtype: str) -> None:
     cases, form = trained(target, op, dtype, wanted=_is_plain), FORMS[op]
     for case, name in product(of_each_kind(cases), form.gradients):
         problem = problem_of(case, target.seed)
-        for where in _places(problem.tensors[name]):
+        for where in _places(problem.tensors[name], few=case is not cases[0]):
             placed = placed_tensors(case, problem, target.device)
             placed[name].tensor[where] = torch.nan
             found = _gradients(target, case, placed, problem)
@@ -78,7 +78,7 @@ def nan_upstream(target: Target, record: Record, op: str, dtype: str) -> None:
     for case, value in product(of_each_kind(cases), (torch.nan, torch.inf)):
         problem = problem_of(case, target.seed)
         for name, upstream in problem.upstream.items():
-            for where in _places(upstream):
+            for where in _places(upstream, few=case is not cases[0]):
                 placed = placed_tensors(case, problem, target.device)
                 found = _gradients(target, case, placed, problem, (name, where, value))
                 changed = _with(problem.upstream, name, where, None)
@@ -165,13 +165,11 @@ def _stays(
             )
 
 
-def _places(value: Tensor) -> list[Where]:
-    """The first element, one in the middle, and the last."""
-    return list(
-        dict.fromkeys(
-            tuple(round(part * (size - 1)) for size in value.shape) for part in (0, 0.4, 1)
-        )
-    )
+def _places(value: Tensor, *, few: bool) -> list[Where]:
+    """The first element, one in the middle, and the last; few: the one in the middle."""
+    parts = (0.4,) if few else (0, 0.4, 1)
+    places = (tuple(round(part * (size - 1)) for size in value.shape) for part in parts)
+    return list(dict.fromkeys(places))
 
 
 def _is_plain(case: Case) -> bool:

@@ -21,7 +21,12 @@ def picotron(site: Path, *arguments: str, **env: str) -> subprocess.CompletedPro
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PICOTRON_")}
     return subprocess.run(
         [sys.executable, "-m", "picotron_core.cli", *arguments],
-        env={**environment, "PYTHONPATH": str(site), **env},
+        env={
+            **environment,
+            "PYTHONPATH": str(site),
+            "PICOTRON_CACHE_DIR": str(site.parent / "cache"),
+            **env,
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -92,9 +97,8 @@ def test_a_plugin_that_raises_at_import_is_reported_and_hurts_nobody(site):
     assert code == 0
     assert row["status"] == "selected"
     (broken,) = (plugin for plugin in answer["plugins"] if plugin["plugin"] == "broken")
-    assert broken["status"] == "failed"
+    assert broken["status"] == "quarantined"
     assert broken["error"] == "SystemExit: libcuda is gone"
-    assert "picotron_broken" in broken["traceback"]
 
 
 def test_a_plugin_that_is_not_enabled_is_never_imported(site):
