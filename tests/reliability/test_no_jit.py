@@ -45,5 +45,5 @@ def test_a_default_run_compiles_nothing(tiny, tmp_path):
         if (name + ".").startswith(tool + ".")
     ]
     assert not compiling
-    assert not seen["processes"]
+    assert set(seen["processes"]) <= {"uname"}  # the standard library's platform.processor()
     assert not [library for library in seen["libraries"] if "nvrtc" in library]
