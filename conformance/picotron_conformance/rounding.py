@@ -24,6 +24,7 @@ UNIT = {
     torch.bfloat16: 2.0**-8,
 }
 TF32_BITS = 11
+ALIKE = 4093  # draws for a whole tensor, shared by elements whose first ten bits are equal
 # The rounding of a logit from which on its exponential has tails that no few runs show.
 COARSE = 0.25
 # exp, log, rsqrt of fast libraries err by about two units in the last place: four roundoffs.
@@ -107,7 +108,8 @@ class Random(Rounding):
         """Each of n additions rounds a partial sum; one after the other, these grow up to `total`,
         and wander as far as the square root of `length`, the sum of the squared terms.
         """
-        return total + self._noise((total.square() + length).sqrt() * unit)
+        size = (total.square() + length).sqrt() * unit
+        return total + size.nan_to_num(0, 0, 0) * self._alike(total)
 
     def _rounded(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         factor = 2.0 ** -torch.rand((), generator=self.generator, dtype=torch.float64)
@@ -126,6 +128,13 @@ class Random(Rounding):
         mantissa, exponent = torch.frexp(x * factor)
         rounded = torch.ldexp((mantissa * 2**TF32_BITS).round() / 2**TF32_BITS, exponent) / factor
         return torch.where(x.isfinite(), rounded, x)
+
+    def _alike(self, x: Tensor) -> Tensor:
+        """Uniform in [-1, 1], and the same where x is nearly the same: equal sums err alike."""
+        table = 2 * torch.rand(ALIKE, generator=self.generator, dtype=torch.float64) - 1
+        mantissa, exponent = torch.frexp(x.nan_to_num(0, 0, 0))
+        place = (mantissa * 2**10).round().long() * 2654435761 + exponent * 40503
+        return table[place % ALIKE]
 
     def _noise(self, size: Tensor) -> Tensor:
         draw = torch.rand(size.shape, generator=self.generator, dtype=torch.float64)

@@ -200,7 +200,7 @@ def _time(answer: dict[str, Any]) -> str:
         return "How long a step takes cannot be said: no rate of matrix products is known."
     step_s = expected["step_s"]
     return (
-        f"A step of perhaps {step_s:.{0 if step_s >= 10 else 2}f} s, "
+        f"A step of perhaps {_seconds(step_s)}, "
         f"{expected['tokens_per_s']:.0f} tokens/s: "
         f"an assumed {expected['efficiency']:.0%} of the {expected['source']} "
         f"{expected['rate'] / 1e12:.3g} TFLOP/s in {answer['dtype']}."
@@ -242,3 +242,9 @@ def _name(qualified_name: str) -> str:
 
 def _bytes(count: int) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def _seconds(time_s: float) -> str:
+    if time_s < 1:
+        return f"{time_s * 1e3:.2g} ms"
+    return f"{time_s:.{0 if time_s >= 10 else 1}f} s"

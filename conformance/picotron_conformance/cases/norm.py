@@ -23,6 +23,9 @@ QUICK: dict[str, dict[str, Any]] = {
     "E123": {"shape": (4, 123)},
     "E1000": {"shape": (4, 1000)},
     "E4096": {"shape": (3, 4096)},
+    "row-4097": {"shape": (1, 4097)},  # one row: an error of its root is a factor on the whole
+    "row-6000": {"shape": (1, 6000)},
+    "row-8192": {"shape": (1, 8192)},
     "wide-rows": {"shape": (20, 1030)},
     "many-rows": {"shape": (257, 24)},
     "many-rows-shifted": {"shape": (300, 17), "values": "shifted", "shift": 1.0},
