@@ -10,6 +10,7 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import platform
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -44,7 +45,7 @@ def breadcrumb(quarantine: Quarantine, used: Sequence[Used]) -> Iterator[None]:
     if not suspects:
         yield
         return
-    crumb = quarantine.folder / f"running-{os.getpid()}.json"
+    crumb = quarantine.folder / f"{_prefix()}{os.getpid()}.json"
     faults = crumb.with_suffix(".faults")
     before = faulthandler.is_enabled()
     with faults.open("w", encoding="utf-8") as file:
@@ -56,8 +57,8 @@ def breadcrumb(quarantine: Quarantine, used: Sequence[Used]) -> Iterator[None]:
             faulthandler.disable()
             if before:
                 faulthandler.enable()
-            crumb.unlink()
-    faults.unlink()
+            crumb.unlink(missing_ok=True)
+    faults.unlink(missing_ok=True)
 
 
 def sweep(quarantine: Quarantine) -> list[str]:
@@ -66,9 +67,9 @@ def sweep(quarantine: Quarantine) -> list[str]:
     One that left no word was killed from outside, or lost its power: that accuses nobody.
     """
     told = []
-    for crumb in sorted(quarantine.folder.glob("running-*.json")):
+    for crumb in sorted(quarantine.folder.glob(f"{_prefix()}*.json")):
         left = json.loads(crumb.read_text(encoding="utf-8"))
-        if left["process"] == _process(int(crumb.stem.partition("-")[2])):
+        if left["process"] == _process(int(crumb.stem.removeprefix(_prefix()))):
             continue
         faults = crumb.with_suffix(".faults")
         text = faults.read_text(encoding="utf-8") if faults.exists() else ""
@@ -80,6 +81,11 @@ def sweep(quarantine: Quarantine) -> list[str]:
         for path in (crumb, faults):
             path.unlink(missing_ok=True)  # another rank may sweep as well
     return told
+
+
+def _prefix() -> str:
+    """A folder that machines share holds crumbs of them all; each can tell only of its own."""
+    return f"running-{platform.node()}-"
 
 
 def _culprits(used: Sequence[dict[str, Any]], faults: str) -> Sequence[dict[str, Any]]:

@@ -16,6 +16,7 @@ from picotron_core.config import parse_backends
 from picotron_core.hardware import look
 from picotron_core.registry import Code, Request
 from picotron_core.registry.bind import bind
+from picotron_core.registry.breadcrumb import sweep
 from picotron_core.registry.plugins import load_registry
 from picotron_core.registry.quarantine import Quarantine
 from picotron_core.registry.select import resolve
@@ -202,6 +203,14 @@ def test_a_run_that_was_killed_from_outside_accuses_nobody(tiny, tmp_path, hosti
     selected = {s["op"]: s for s in json.loads((tmp_path / "again/backends.json").read_text())}
     assert selected["norm"]["backend"] == "good/good"
     assert not list((tmp_path / "cache" / "trials").glob("running-*"))
+
+
+def test_a_crumb_of_another_machine_is_left_alone(tmp_path):
+    """On a shared folder its process may well be alive."""
+    other = tmp_path / "running-elsewhere-1.json"
+    other.write_text(json.dumps({"process": "1 1 another boot", "used": []}))
+    assert sweep(Quarantine(tmp_path)) == []
+    assert other.exists()
 
 
 def test_the_command_lists_and_clears(picotron, site, tmp_path):
