@@ -30,13 +30,13 @@ from picotron_conformance.check import (
 )
 from picotron_conformance.claimed import Question, claimed, of_each_kind, question, trained
 from picotron_conformance.forms import FORMS
-from picotron_conformance.problem import Case, problem_of
+from picotron_conformance.judge import Golden, golden_of, judge
+from picotron_conformance.problem import Case, problem_of, results_of
+from picotron_conformance.rounding import Rounding
 from picotron_core.hardware import Device
 
 # Second derivatives are judged coarsely: few train with them, but a wrong one must not be given.
 SECOND = 1e-2  # of the norm of the right one
-# Of a result's norm: here it is asked which numbers are taken; rounding is judged elsewhere.
-SAME = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 SMALL = 700  # elements of an output: the oracles walk over queries and tokens
 
 
@@ -100,28 +100,31 @@ def same_tensor(target: Target, record: Record, op: str, dtype: str) -> None:
     cases = trained(target, op, dtype, wanted=lambda case: _may_be_same(case, first, second))
     for case in of_each_kind(cases):
         problem = problem_of(case, target.seed)
-        tensors = {**problem.tensors, second: problem.tensors[first]}
-        right = form.golden(tensors, problem.upstream, **case.options)
         placed = placed_tensors(case, problem, target.device)
         placed = {**placed, second: placed[first]}
         leaves = leaves_of(form, placed, [name for name in form.gradients if name != second])
         outputs = forward(form, target.kernel, case, placed, {**leaves, second: leaves[first]})
         upstream = placed_upstream(case, problem, target.device)
         found = {**outputs, **backward(form, case, outputs, leaves, upstream)}
-        gradient = form.gradients[first]
-        wanted = {**right, gradient: right[gradient] + right[form.gradients[second]]}
-        for name, value in found.items():
-            if value is None or not _is_near(value, wanted[name].reshape(value.shape)):
-                raise WrongKernelError(
-                    f"{case.name}: {name} is wrong where {first} and {second} are one tensor",
-                    hint="inputs told apart by their address",
-                )
+        right = _right_of_same(case, target, first, second)
+        dtypes = results_of(case, training=True)
+        with hinted(f"{first} and {second}, here one tensor, told apart by their address"):
+            judge(found, right, dtypes, record, device=target.device)
 
 
-def _is_near(value: Tensor, wanted: Tensor) -> bool:
-    error = (value.detach().cpu().double() - wanted).nan_to_num(0, 0, 0)  # infinite lse
-    size = torch.linalg.vector_norm(wanted.nan_to_num(0, 0, 0))
-    return bool(torch.linalg.vector_norm(error) <= SAME[value.dtype] * size + 1e-6)
+def _right_of_same(case: Case, target: Target, first: str, second: str) -> dict[str, Golden]:
+    form, problem = FORMS[case.op], problem_of(case, target.seed)
+    tensors = {**problem.tensors, second: problem.tensors[first]}
+    expected = results_of(case, training=True)
+
+    def compute(at: Rounding) -> dict[str, Tensor]:
+        results = dict(form.golden(tensors, problem.upstream, **case.options, at=at))
+        lost = results.pop(form.gradients[second])
+        results[form.gradients[first]] = at.stored(results[form.gradients[first]] + lost)
+        return {name: value for name, value in results.items() if name in expected}
+
+    tier = target.candidate.backend.tier
+    return golden_of(compute, dtype=getattr(torch, case.dtype), tier=tier, seed=target.seed)
 
 
 def _may_be_same(case: Case, first: str, second: str) -> bool:
