@@ -206,31 +206,41 @@ def picotron_backends():
 """
 
 
-def test_a_kernel_that_kills_the_process_accuses_itself_alone(put, picotron, monkeypatch):
+def test_plugins_that_kill_a_process_are_quarantined_and_the_doctor_goes_on(
+    put, picotron, monkeypatch, tmp_path
+):
     put("acme_kernels.py", KERNELS)
     put("broken_kernels.py", "raise ImportError('no libacme.so')")
     put("idle_kernels.py", "raise SystemExit('imported without being enabled')")
-    for name in ("acme", "broken", "idle"):
+    put("deadly_kernels.py", "import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    for name in ("acme", "broken", "deadly", "idle"):
         info = f"{name}-1.5.dist-info"
         put(f"{info}/METADATA", f"Name: {name}-dist\nVersion: 1.5\n")
         folder = put(f"{info}/entry_points.txt", f"[picotron]\n{name} = {name}_kernels\n")
     monkeypatch.syspath_prepend(folder)
-    arguments = ("--device", "cpu", "--plugin", "acme", "--plugin", "broken")
+    arguments = ["--device", "cpu", "--data.cache_dir", str(tmp_path / "cache")]
+    arguments += [word for name in ("acme", "broken", "deadly") for word in ("--plugin", name)]
     code, out, _ = picotron("doctor", *arguments, "--train.dtype", "float32", "--json")
     report = json.loads(out)
-    assert code == 1
     assert {p["plugin"]: p["status"] for p in report["plugins"]} == {
-        **{"acme": "active", "broken": "failed", "idle": "inactive"}
+        **{"acme": "active", "broken": "quarantined", "deadly": "quarantined", "idle": "inactive"}
     }
-    died = [row for row in report["launches"] if row["status"] == "died"]
-    assert [(row["backend"], row["dtype"]) for row in died] == [("acme/fatal", "float32")]
-    assert report["complete"]
-    others = [row for row in report["launches"] if row not in died]
+    bad = [row for row in report["launches"] if row["status"] == "quarantined"]
+    assert [(row["backend"], row["dtype"]) for row in bad] == [("acme/fatal", "float32")]
+    assert (report["deaths"], report["complete"]) == ([], True)
+    others = [row for row in report["launches"] if row not in bad]
     assert len(others) == len({(row["backend"], row["op"], row["dtype"]) for row in others}) > 30
-    texts = [problem["text"] for problem in report["problems"]]
-    assert texts[0].startswith("norm by acme/fatal in float32 on cpu: died of SIGSEGV")
-    assert texts[0].endswith("Use --backends norm=naive-math.")
-    assert "Plugin 'broken' failed to load: ImportError: no libacme.so" in texts[-1]
+    kernel, broken, deadly = (problem["text"] for problem in report["problems"])
+    assert kernel.startswith(
+        "norm by acme/fatal in float32 on cpu: quarantined: it died of SIGSEGV in load"
+    )
+    assert kernel.endswith("passed over; `picotron quarantine clear acme` has it tried again.")
+    assert "Plugin 'broken' is quarantined: ImportError: no libacme.so. Reinstall" in broken
+    assert "Plugin 'deadly' is quarantined: it died of SIGILL" in deadly
+    assert code == 0  # a run would do without them
+    kept = picotron("quarantine", "list", "--data.cache_dir", str(tmp_path / "cache"))[1]
+    assert "SIGSEGV" in kept
+    assert "SIGILL" in kept
 
 
 def stub(source: str) -> list[str]:
@@ -371,6 +381,8 @@ def test_a_kernel_that_fails_is_passed_over_but_not_the_last_one(sound):
         "norm by picotron/torch-fused in float16 on cuda:0: no. It is passed over; update the "
         "package that it comes from.",
     )
+    report["launches"] = [first | {"status": "quarantined", "detail": "quarantined: no"}, second]
+    assert told(report)[0] == "warning"
     report["launches"] = [first | {"status": "died"}, second]
     severity, text = told(report)
     assert (severity, text.endswith("Use --backends norm=naive-math.")) == ("error", True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # these import torch: doing that is part of the examination
     from picotron_core.model.architecture import Architecture
     from picotron_core.registry import Request, Selection
     from picotron_core.registry.plugins import Registry
+    from picotron_core.registry.quarantine import Quarantine
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -61,7 +63,10 @@ class Examiner:
             return True
         self.say(begin="cuda")  # the driver may kill too
         self.say(done="torch", **torch_facts(self.settings.config.run.device.lower() != "cpu"))
-        registry = self._registry()
+        from picotron_core.cli.selection import open_quarantine
+
+        quarantine = open_quarantine(self.settings)
+        registry = self._registry(quarantine)
         self.say(begin="model")
         architecture = self._architecture()
         self.say(done="model", parameters=architecture.num_parameters)
@@ -79,21 +84,29 @@ class Examiner:
             _make_current(row["place"])
             for dtype in DTYPES:
                 needed = compute if row["chosen"] else ""
-                if not self._launch_all(
-                    registry, architecture, row["place"], device, dtype, needed
-                ):
+                launches = self._launch_all(
+                    registry, quarantine, architecture, row["place"], device, dtype, needed
+                )
+                if not launches:
                     return False
             self._measure(row["place"])
         return True
 
-    def _registry(self) -> Registry:
+    def _registry(self, quarantine: Quarantine) -> Registry:
         from picotron_core.registry.plugins import load_registry
         from picotron_core.registry.select import plugins_named
 
         config, rules = self.settings.config, self.settings.rules
+
+        def evidence_against(point: EntryPoint) -> str:
+            self.say(begin="plugins", plugin=point.name)  # its trial may take half a minute
+            return quarantine.plugin(point)
+
         self.say(begin="plugins")
         try:
-            registry = load_registry([*config.plugins.enable, *plugins_named(rules)])
+            registry = load_registry(
+                [*config.plugins.enable, *plugins_named(rules)], evidence_against=evidence_against
+            )
         except PicotronError as error:
             self.trouble(error)
             self.settings = Settings(config, ())
@@ -155,6 +168,7 @@ class Examiner:
     def _launch_all(
         self,
         registry: Registry,
+        quarantine: Quarantine,
         architecture: Architecture,
         place: str,
         device: Device,
@@ -193,6 +207,11 @@ class Examiner:
                     self.say(done="launch", **row, status="refused", detail=why)
                     continue
                 self.say(begin="launch", **row)
+                # As in a run: a plugin's kernel is in this process only after a child survived it.
+                if quarantined := quarantine.kernel(verdict.candidate, (request,)):
+                    why = quarantined.detail
+                    self.say(done="launch", **row, status="quarantined", detail=why)
+                    continue
                 wrong = launch(verdict.candidate, request, registry, place)
                 status = "failed" if wrong else _quality(device, dtype)
                 self.say(done="launch", **row, status=status, detail=wrong)

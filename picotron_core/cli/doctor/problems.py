@@ -17,6 +17,7 @@ from picotron_core.wheels import INDEX, pip_line
 
 Report = dict[str, Any]  # what --json prints
 SLOW_SAVE_S = 60.0
+PASSED_OVER = ("failed", "quarantined")  # kernels after which a run takes the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +175,7 @@ def _launches(report: Report) -> Iterator[Problem]:
         good = [r["backend"] for r in (*queue, *rows) if r["status"] in ("ok", "slow", "emulated")]
         fatal = _fatal(queue)
         for row in rows:
-            if row["status"] not in ("failed", "died"):
+            if row["status"] not in (*PASSED_OVER, "died"):
                 continue
             if row["needed"] and row is fatal:
                 fix = "Train on another device or in another dtype"
@@ -185,13 +186,15 @@ def _launches(report: Report) -> Iterator[Problem]:
                 told.setdefault((place, op, row["backend"], row["detail"]), []).append(dtype)
     for (place, op, name, detail), dtypes in told.items():
         row = {"place": place, "op": op, "backend": name, "detail": detail}
-        fix = "It is passed over; update the package that it comes from."
-        yield Problem("warning", f"{_failure(row, ', '.join(dtypes))}. {fix}")
+        fix = "update the package that it comes from"
+        if detail.startswith("quarantined"):
+            fix = f"`picotron quarantine clear {name.partition('/')[0]}` has it tried again"
+        yield Problem("warning", f"{_failure(row, ', '.join(dtypes))}. It is passed over; {fix}.")
 
 
 def _fatal(queue: list[Report]) -> Report | None:
     """The kernel that a run ends at: it passes over those that fail, but none that kills it."""
-    stop = next((row for row in queue if row["status"] != "failed"), None)
+    stop = next((row for row in queue if row["status"] not in PASSED_OVER), None)
     if stop is None:
         return queue[0] if queue else None
     return stop if stop["status"] == "died" else None
@@ -203,12 +206,13 @@ def _failure(row: Report, dtypes: str) -> str:
 
 def _plugins(report: Report) -> Iterator[Problem]:
     for plugin in report["plugins"]:
+        name, error = plugin["plugin"], plugin["error"].rstrip(".")
+        mend = f"Reinstall {plugin['distribution']}, or do not enable it."
         if plugin["status"] == "failed":
-            yield Problem(
-                "warning",
-                f"Plugin {plugin['plugin']!r} failed to load: {plugin['error'].rstrip('.')}. "
-                f"Reinstall {plugin['distribution']}, or do not enable it.",
-            )
+            yield Problem("warning", f"Plugin {name!r} failed to load: {error}. {mend}")
+        elif plugin["status"] == "quarantined":
+            again = f"`picotron quarantine clear {name}` has it tried again."
+            yield Problem("warning", f"Plugin {name!r} is quarantined: {error}. {mend} {again}")
 
 
 def _disk(report: Report) -> Iterator[Problem]:

@@ -13,7 +13,7 @@ from picotron_core.cli.doctor.size import show_bytes
 
 Report = dict[str, Any]
 DTYPES = ("float32", "float16", "bfloat16")
-STYLES = {"ok": "green", "failed": "bold red", "died": "bold red"}
+STYLES = {"ok": "green", "failed": "bold red", "quarantined": "bold red", "died": "bold red"}
 
 
 def show_report(console: Console, report: Report) -> None:
