@@ -139,7 +139,8 @@ def _memory_errors_explained(settings: Settings) -> Iterator[None]:
             raise
         raise RunError(
             f"Out of memory. Lower --train.micro_batch (now {settings.config.train.micro_batch}; "
-            "raise --train.accumulation to make up for it), --data.seq_len or the model."
+            "raise --train.accumulation to make up for it), --data.seq_len or the model: "
+            "`picotron plan` with the same settings says what takes the memory, and what fits."
         ) from error
 
 
