@@ -112,6 +112,17 @@ class Train(Section):
     )
 
 
+class Parallel(Section):
+    """How the ranks divide the work. What these leave of the ranks are replicas of the model."""
+
+    zero: int = Field(
+        0, ge=0, le=1, description="1 divides the optimizer's state among replicas (ZeRO stage 1)."
+    )
+    bucket_mb: float = Field(
+        25.0, gt=0, description="Megabytes of float32 gradients that travel together."
+    )
+
+
 class Checkpoint(Section):
     """What is kept of a run."""
 
@@ -146,6 +157,7 @@ class Config(Section):
     model: Model = Field(default_factory=Model)
     data: Data = Field(default_factory=Data)
     train: Train = Field(default_factory=Train)
+    parallel: Parallel = Field(default_factory=Parallel)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     run: Run = Field(default_factory=Run)
     plugins: Plugins = Field(default_factory=Plugins)

@@ -48,35 +48,50 @@ def load(state: TrainState, folder: Path, manifest: Mapping[str, Any]) -> None:
 
     Raises: DamagedFileError where its tensors are not those of the model.
     """
-    _fill(state.masters, load_file(folder / "model.safetensors"), folder)
+    _fill_parts(state, state.masters, load_file(folder / "model.safetensors"), folder)
     moments = load_file(folder / "optimizer.safetensors")
     for moment, by_name in state.moments.items():
         prefix = f"{moment}."
         mine = {n.removeprefix(prefix): t for n, t in moments.items() if n.startswith(prefix)}
-        _fill(by_name, mine, folder)
+        _fill_parts(state, by_name, mine, folder)
     state.step, state.tokens = int(manifest["step"]), int(manifest["tokens"])
     if state.loss_scale and "loss_scale" in manifest:
         seen = {name: manifest["loss_scale"][name] for name in ("value", "steps", "skips")}
         state.loss_scale = replace(state.loss_scale, **seen)
-    state.publish()
+    state.weights.publish()
 
 
 def load_weights_only(state_dict: Mapping[str, Tensor], folder: Path) -> None:
     """Fill a model's parameters from a checkpoint, for generation."""
-    _fill(state_dict, load_file(folder / "model.safetensors"), folder)
+    sources = load_file(folder / "model.safetensors")
+    _refuse_other_models(state_dict, sources, folder)
+    for name, target in state_dict.items():
+        target.data.copy_(sources[name])
 
 
-def _fill(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor], folder: Path) -> None:
-    if targets.keys() != sources.keys():
-        odd = sorted(targets.keys() ^ sources.keys())[0]
+def _fill_parts(
+    state: TrainState, targets: Mapping[str, Tensor], sources: Mapping[str, Tensor], folder: Path
+) -> None:
+    """Fill what this rank holds."""
+    _refuse_other_models(dict(state.model.named_parameters()), sources, folder)
+    for name, whole in sources.items():
+        part = state.weights.part(name, whole)
+        if part is not None:
+            targets[name].data.copy_(part)
+
+
+def _refuse_other_models(
+    mine: Mapping[str, Tensor], sources: Mapping[str, Tensor], folder: Path
+) -> None:
+    if mine.keys() != sources.keys():
+        odd = sorted(mine.keys() ^ sources.keys())[0]
         raise DamagedFileError(
             f"{folder} is of another model: {odd!r} is in only one of the two. "
             "Resume with the model settings of the run's own config.toml."
         )
-    for name, target in targets.items():
-        if target.shape != sources[name].shape:
+    for name, tensor in mine.items():
+        if tensor.shape != sources[name].shape:
             raise DamagedFileError(
                 f"{folder} is of another model: {name} is {tuple(sources[name].shape)} there, "
-                f"{tuple(target.shape)} here."
+                f"{tuple(tensor.shape)} here."
             )
-        target.data.copy_(sources[name])

@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from picotron_core.checkpoint.manifest import write_manifest
 from picotron_core.engine.state import TrainState
@@ -19,7 +20,14 @@ from picotron_core.files import fsync
 TEMPORARY = ".writing-"  # a folder so named is never read, and swept by the next save
 
 
-def save(state: TrainState, checkpoints: Path, *, facts: Mapping[str, Any], keep: int) -> Path:
+def save(
+    state: TrainState,
+    checkpoints: Path,
+    *,
+    facts: Mapping[str, Any],
+    keep: int,
+    writes: bool = True,
+) -> Path:
     """Write `checkpoints/step-<n>/`; of the others keep the newest `keep` - 1 before it.
 
     The float32 masters go to model.safetensors under Hugging Face's names, the moments to
@@ -28,17 +36,24 @@ def save(state: TrainState, checkpoints: Path, *, facts: Mapping[str, Any], keep
 
     Args:
         facts: what the run must find again besides tensors (JSON), e.g. selections and data key.
+        writes: one rank does. The others call this as well, for each may hold a part of the state.
 
     Raises: RunError where the disk refuses; the earlier checkpoints are then untouched.
     """
     final = checkpoints / f"step-{state.step:08d}"
     temporary = checkpoints / f"{TEMPORARY}{final.name}"
+    kept: dict[str, dict[str, Tensor]] = {}
+    for kind, name, whole in state.tensors():
+        if writes:
+            kept.setdefault(kind, {})[name] = whole.cpu()
+    if not writes:
+        return final
     try:
         checkpoints.mkdir(parents=True, exist_ok=True)
         for stale in checkpoints.glob(f"{TEMPORARY}*"):
             shutil.rmtree(stale)
         temporary.mkdir()
-        _write(state, temporary, facts)
+        _write(state, kept, temporary, facts)
         if final.exists():  # renamed away, not deleted: a kill from here on loses neither
             final.rename(checkpoints / f"{TEMPORARY}replaced")
         temporary.rename(final)
@@ -52,13 +67,18 @@ def save(state: TrainState, checkpoints: Path, *, facts: Mapping[str, Any], keep
     return final
 
 
-def _write(state: TrainState, folder: Path, facts: Mapping[str, Any]) -> None:
-    masters = {name: master.detach() for name, master in state.masters.items()}
+def _write(
+    state: TrainState,
+    kept: Mapping[str, Mapping[str, Tensor]],
+    folder: Path,
+    facts: Mapping[str, Any],
+) -> None:
+    masters = {name: whole.contiguous() for name, whole in kept[""].items()}
     save_file(masters, folder / "model.safetensors", metadata={"format": "pt"})
     moments = {
-        f"{moment}.{name}": tensor
-        for moment, by_name in state.moments.items()
-        for name, tensor in by_name.items()
+        f"{moment}.{name}": whole.contiguous()
+        for moment in state.moments
+        for name, whole in kept[moment].items()
     }
     save_file(moments, folder / "optimizer.safetensors")
     progress: dict[str, Any] = {"step": state.step, "tokens": state.tokens}

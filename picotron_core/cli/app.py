@@ -157,6 +157,9 @@ def doctor(
 def plan(
     rest: Rest = None,
     device: Device = "",
+    nproc: Annotated[
+        int, typer.Option("--nproc", min=1, help="Ranks that would train together.")
+    ] = 1,
     json: Annotated[bool, typer.Option("--json", help="The same as data.")] = False,
     backends: Backends = "",
     plugin: Plugins = None,
@@ -166,7 +169,8 @@ def plan(
 
     config, overrides = _split(rest)
     overrides = [*_shorthands(plugin, device), *overrides]
-    return run_plan(_settings(config, overrides, backends=backends), as_json=json)
+    settings = _settings(config, overrides, backends=backends)
+    return run_plan(settings, nproc=nproc, as_json=json)
 
 
 @app.command(context_settings=WITH_SETTINGS)

@@ -6,6 +6,7 @@ import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,8 +36,10 @@ from picotron_core.model.architecture import Architecture
 from picotron_core.model.init import initialise
 from picotron_core.model.llama import Llama
 from picotron_core.model.pretrained import load_weights
-from picotron_core.ops import Ops
+from picotron_core.ops import Comm, Ops
 from picotron_core.parallel.agreement import agree, common, devices_of_all, evidence_of_all
+from picotron_core.parallel.mesh import Mesh, make_mesh
+from picotron_core.parallel.parallelize import make_weights
 from picotron_core.parallel.world import World
 from picotron_core.precision import Precision, choose_precision
 from picotron_core.registry import Selection
@@ -54,6 +57,7 @@ class Job:
 
     config: Config
     world: World
+    mesh: Mesh
     run: RunDirectory
     registry: Registry
     quarantine: Quarantine
@@ -91,6 +95,7 @@ def prepare_job(
     select(settings, registry, asked)
 
     run = resume[0] if resume else _new_run(config, world)
+    started: Comm | None = None
     try:
         view.introduce(device, precision, world)
         tokens = _prepare_tokens(config, world, view)
@@ -101,29 +106,15 @@ def prepare_job(
         ops, selections = bind(selected, registry, quarantine=quarantine, real=real)
         dtype = getattr(torch, precision.compute)
         place = torch.device(f"cuda:{world.local_rank}" if real.type == "cuda" else real.type)
-        state = new_state(_model(config, architecture, ops), dtype=dtype, device=place)
-        state.loss_scale = _loss_scale(config, precision, world)
-        if resume:
-            _restore(state, resume[1], tokens, selections)
-            if state.step >= config.train.steps:
-                raise ConfigError(
-                    f"{run.path} is already at step {state.step} of {config.train.steps}. Give "
-                    f"--train.steps above {state.step} to go on."
-                )
+        found = _find(resume[1], config, tokens) if resume else None
         facts = {
             "dtype": precision.compute,
             "data": tokens.key,
-            "step": str(state.step),
-            "settings": f"{config.model} {config.train} {config.data.seq_len} "
+            "step": str(found[1]["step"]) if found else "0",
+            "settings": f"{config.model} {config.train} {config.parallel} {config.data.seq_len} "
             f"{config.data.document_mask}",
         }
         agree(world, selections, facts)
-        if world.is_first:
-            if resume:
-                run_directory.rewind_metrics(run, state.step)
-            _write_down(run, config, tokens, selections, device)
-        rate = matrix_product_rate(dtype, place)
-        view.present(tokens, architecture, selections, run, rate)
         ops.comm.start(
             store=world.store,
             rank=world.rank,
@@ -131,7 +122,30 @@ def prepare_job(
             device=place,
             timeout_s=config.run.timeout_s,
         )
+        started = ops.comm
+        mesh = make_mesh(ops.comm, rank=world.rank, world_size=world.size)
+        model = _model(config, architecture, ops)
+        weights = make_weights(
+            model,
+            config.parallel,
+            mesh,
+            device=place,
+            dtype=dtype,
+            reduce=getattr(torch, precision.reduce),
+        )
+        state = new_state(model, weights)
+        state.loss_scale = _loss_scale(config, precision, mesh)
+        if found:
+            _restore(state, *found, selections)
+        if world.is_first:
+            if resume:
+                run_directory.rewind_metrics(run, state.step)
+            _write_down(run, config, tokens, selections, device)
+        rate = matrix_product_rate(dtype, place)
+        view.present(tokens, architecture, selections, run, rate)
     except BaseException:
+        if started:
+            started.stop()
         if resume is None and world.is_first:
             with suppress(OSError):  # not empty: something worth keeping was written
                 run.path.rmdir()
@@ -139,6 +153,7 @@ def prepare_job(
     return Job(
         config=config,
         world=world,
+        mesh=mesh,
         run=run,
         registry=registry,
         quarantine=quarantine,
@@ -183,25 +198,35 @@ def _model(config: Config, architecture: Architecture, ops: Ops) -> Llama:
     return model
 
 
-def _loss_scale(config: Config, precision: Precision, world: World) -> LossScale | None:
+def _loss_scale(config: Config, precision: Precision, mesh: Mesh) -> LossScale | None:
     if not precision.scales_loss:
         return None
     train = config.train
-    samples = train.micro_batch * train.accumulation * world.size
+    samples = train.micro_batch * train.accumulation * mesh.dp.size
     return LossScale(
         value=train.loss_scale, tokens=samples * config.data.seq_len, growth=train.loss_scale_growth
     )
 
 
-def _restore(
-    state: TrainState, wanted: Path, tokens: Tokens, selections: tuple[Selection, ...]
-) -> None:
+def _find(wanted: Path, config: Config, tokens: Tokens) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint to go on from, if these settings can."""
     folder, manifest = find_checkpoint(wanted)
     if manifest["data"] != tokens.key:
         raise ConfigError(
             f"{wanted} was trained on other data or another tokenizer than the settings give "
             "now. Restore them, or start a new run."
         )
+    if manifest["step"] >= config.train.steps:
+        raise ConfigError(
+            f"{folder.parent.parent} is already at step {manifest['step']} of "
+            f"{config.train.steps}. Give --train.steps above {manifest['step']} to go on."
+        )
+    return folder, manifest
+
+
+def _restore(
+    state: TrainState, folder: Path, manifest: dict[str, Any], selections: tuple[Selection, ...]
+) -> None:
     load(state, folder, manifest)
     log.info("resumed from %s", folder)
     before = {entry["op"]: (entry["backend"], entry["dtype"]) for entry in manifest["backends"]}

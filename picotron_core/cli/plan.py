@@ -25,6 +25,7 @@ from picotron_core.engine import memory, remedy, speed
 from picotron_core.engine.kernel_memory import COUNTED, Work, cost, counted_as
 from picotron_core.engine.metrics import matrix_product_rate
 from picotron_core.errors import ConfigError
+from picotron_core.parallel.parallelize import bucket_capacity
 from picotron_core.precision import choose_precision
 from picotron_core.registry import Request, Selection, normalise
 from picotron_core.registry.plugins import Registry
@@ -35,7 +36,7 @@ PIPE_WIDTH = 160  # columns where no terminal says how many there are
 BARELY = 0.9  # of the memory: the estimate itself is only good to some per cent
 
 
-def plan(settings: Settings, *, as_json: bool) -> int:
+def plan(settings: Settings, *, nproc: int, as_json: bool) -> int:
     """Print what the run takes on one rank; exit code 2 where that is more than the device has.
 
     Loads no data and no tokenizer: the vocabulary is the config's.
@@ -45,7 +46,7 @@ def plan(settings: Settings, *, as_json: bool) -> int:
     config, train = settings.config, settings.config.train
     precision = choose_precision(train.dtype, [device], reduce=train.reduce_dtype)
     architecture = architecture_of(config, 1 if config.model.path else config.data.vocab_size)
-    wanted = training_requests(settings, architecture, device, precision.compute, world_size=1)
+    wanted = training_requests(settings, architecture, device, precision.compute, nproc)
     selections = select(settings, registry, wanted)
     work = Work(
         architecture=architecture,
@@ -56,6 +57,9 @@ def plan(settings: Settings, *, as_json: bool) -> int:
         accumulation=train.accumulation,
         document_mask=config.data.document_mask,
         reduce_dtype=precision.reduce,
+        replicas=nproc,
+        shards=nproc if config.parallel.zero else 1,
+        bucket=bucket_capacity(config.parallel),
         kernels={op: counted_as(op, selections[op].chosen) for op in COUNTED},
     )
     fits = memory.fits(work) if device.memory_bytes else None
@@ -90,6 +94,8 @@ def _answer(work: Work, selections: Mapping[str, Selection]) -> dict[str, Any]:
         "micro_batch": work.micro_batch,
         "seq_len": work.seq_len,
         "accumulation": work.accumulation,
+        "replicas": work.replicas,
+        "shards": work.shards,
         "backends": {op: selections[op].chosen.qualified_name for op in COUNTED},
         "peak": {"moment": worst.name, **{part: getattr(worst, part) for part in memory.PARTS}},
         "most": {part: max(getattr(m, part) for m in moments) for part in memory.PARTS},
@@ -152,11 +158,12 @@ def _lean_ops(work: Work, registry: Registry, wanted: Sequence[Request]) -> list
 
 def _print(answer: dict[str, Any], work: Work) -> None:
     console = open_console(width=PIPE_WIDTH)
+    of_all = f" of {work.replicas} ranks" if work.replicas > 1 else ""
     console.print(f"Device: {work.device}. Compute dtype: {work.dtype}.", style="bold")
     console.print(
         f"{answer['parameters'] / 1e6:.1f} M parameters with a vocabulary of "
         f"{answer['vocab_size']}; {work.micro_batch} x {work.seq_len} tokens a forward, "
-        f"{work.tokens * work.accumulation} an update.\n"
+        f"{work.tokens * work.accumulation * work.replicas} an update{of_all}.\n"
     )
     unit, number = ("GiB", 2**30) if answer["needed"] >= 2**30 else ("MiB", 2**20)
     table = Table("one rank", unit, "", box=None, header_style="bold")
@@ -174,10 +181,11 @@ def _print(answer: dict[str, Any], work: Work) -> None:
 def _rows(answer: dict[str, Any], work: Work) -> Iterator[tuple[str, int, str]]:
     """What is alive at the worst moment: name, bytes, and what it is."""
     peak, most = answer["peak"], answer["most"]
+    shared = f", 1/{work.shards} of it" if work.shards > 1 else ""
     how = {
         "weights": work.dtype,
-        "masters": "float32, what is updated",
-        "moments": "float32, AdamW's two",
+        "masters": f"float32, what is updated{shared}",
+        "moments": f"float32, AdamW's two{shared}",
         "gradients": "float32",
         "activations": _of_layers(work, answer["backends"]),
         "loss": f"{_name(answer['backends']['loss'])}, {work.tokens} tokens",

@@ -25,7 +25,6 @@ from picotron_core.engine.plot import plot_losses
 from picotron_core.engine.run_directory import RunDirectory, selection_record
 from picotron_core.engine.train import train
 from picotron_core.errors import NotFiniteError, PicotronError, RunError
-from picotron_core.parallel.data import sum_over_ranks
 from picotron_core.parallel.world import join
 from picotron_core.registry.breadcrumb import breadcrumb
 from picotron_core.registry.plugins import notify
@@ -70,6 +69,7 @@ def _loop(job: Job, view: View) -> bool:
         tokens=job.tokens,
         ops=job.ops,
         world=job.world,
+        mesh=job.mesh,
         flops_per_token=job.flops_per_token,
         peak_flops=job.peak_flops,
     )
@@ -111,15 +111,16 @@ def _saved_if_not_finite(job: Job) -> Iterator[None]:
 
 
 def _save(job: Job) -> None:
-    if not job.world.is_first:
-        return
     facts: dict[str, Any] = {
         "data": job.tokens.key,
         "eos_id": job.tokens.eos_id,
         "seed": job.config.train.seed,
         "backends": [selection_record(selection) for selection in job.selections],
     }
-    save(job.state, job.run.checkpoints, facts=facts, keep=job.config.checkpoint.keep)
+    keep, writes = job.config.checkpoint.keep, job.world.is_first
+    save(job.state, job.run.checkpoints, facts=facts, keep=keep, writes=writes)
+    if not writes:
+        return
     lines = list(run_directory.read_metrics(job.run))
     try:
         plot_losses(lines, job.run.plot, title=job.run.path.name)
@@ -167,7 +168,7 @@ def _any_rank(asked: list[int], job: Job) -> bool:
     if job.world.size == 1:
         return bool(asked)
     flag = torch.tensor([float(bool(asked))], device=job.state.device)
-    sum_over_ranks([flag], job.ops.comm)
+    job.mesh.world.all_reduce(flag)  # over all ranks: all_reduce(sum)
     if flag.item():
         asked.append(signal.SIGINT)
     return bool(asked)

@@ -24,6 +24,8 @@ class Work:
     """One rank's training step: all that decides its memory.
 
     dtype, reduce_dtype: torch's names of what is computed in, and what gradients travel in.
+    replicas: ranks that sum their gradients. shards: ranks that divide the optimizer's state.
+    bucket: numbers in a bucket of gradients.
     kernels: op -> the bundled backend by whose formulas it is counted, see `counted_as`.
     """
 
@@ -35,6 +37,9 @@ class Work:
     accumulation: int = 1
     document_mask: bool = False
     reduce_dtype: str = "float32"
+    replicas: int = 1
+    shards: int = 1
+    bucket: int = 6_250_000
     kernels: Mapping[str, str] = field(default_factory=dict)
 
     @property

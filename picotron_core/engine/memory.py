@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from picotron_core.engine.kernel_memory import FLOAT32, INT64, Work, bytes_of, cost
 from picotron_core.hardware import Device
 from picotron_core.ops.optimizer import STATES
+from picotron_core.parallel.zero1 import IN_FLIGHT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,15 +63,17 @@ def timeline(work: Work) -> list[Moment]:
     if a.tie_word_embeddings and not narrow and work.kernels["loss"] == "naive_math":
         lookup += head * FLOAT32
 
+    share = -(-P // work.shards)
+
     def moment(
         name: str, *, made: int, activations: int = 0, loss: int = 0, temporary: int = 0
     ) -> Moment:
         return Moment(
             name=name,
             weights=P * size,
-            masters=P * FLOAT32 if narrow else 0,
-            moments=P * FLOAT32 * len(STATES),
-            gradients=FLOAT32 * (P if work.accumulation > 1 else made),
+            masters=share * FLOAT32 if narrow else 0,
+            moments=share * FLOAT32 * len(STATES),
+            gradients=FLOAT32 * (P if work.accumulation > 1 else _standing(work, made)),
             activations=activations,
             loss=loss,
             temporary=temporary,
@@ -123,10 +126,35 @@ def timeline(work: Work) -> list[Moment]:
         moment(
             "the sum over ranks",
             made=P,
-            temporary=P * bytes_of(work.reduce_dtype) if work.reduce_dtype != "float32" else 0,
+            temporary=_sent(work),
         ),
-        moment("the update", made=P, temporary=cost("optimizer", work).extra),
+        replace(
+            moment("the update", made=P, temporary=cost("optimizer", work).extra),
+            gradients=share * FLOAT32,
+        ),
     ]
+
+
+def _standing(work: Work, made: int) -> int:
+    """Of the gradients made so far, those that are there: a sum that is divided leaves a share."""
+    if work.shards == 1:
+        return made
+    return min(made, made // work.shards + (IN_FLIGHT + 1) * _bucket(work))
+
+
+def _sent(work: Work) -> int:
+    """Copies in the dtype that gradients travel in."""
+    if work.replicas == 1 or work.reduce_dtype == "float32":
+        return 0
+    P = work.architecture.num_parameters
+    sent = P if work.shards == 1 else min(P, (IN_FLIGHT + 1) * _bucket(work))
+    return sent * bytes_of(work.reduce_dtype)
+
+
+def _bucket(work: Work) -> int:
+    """Numbers in the largest bucket: the embedding has one of its own where it is larger."""
+    a = work.architecture
+    return max(work.bucket, a.vocab_size * a.hidden_size)
 
 
 def peak(work: Work) -> Moment:

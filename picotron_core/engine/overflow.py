@@ -26,6 +26,7 @@ def first_overflow(
     """
     found: list[str] = []
     handles = list(_watch(state.model, found))
+    state.weights.expect(last=False)  # nothing is to be sent
     try:
         for number, batch in enumerate(batches):
             loss = loss_of(batch)
@@ -38,8 +39,7 @@ def first_overflow(
     finally:
         for handle in handles:
             handle.remove()
-        for tensor in (*state.model.parameters(), *state.masters.values()):
-            tensor.grad = None
+        state.weights.drop_gradients()
 
 
 def _watch(model: nn.Module, found: list[str]) -> Iterable[RemovableHandle]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,71 +11,47 @@ from torch import Tensor
 from picotron_core.engine.loss_scale import LossScale
 from picotron_core.model.llama import Llama
 from picotron_core.ops.optimizer import STATES
+from picotron_core.parallel.data import Weights
 
 
 @dataclass(slots=True, kw_only=True)
 class TrainState:
-    """The model in its compute dtype, and the float32 truth behind it.
+    """The model in its compute dtype, the float32 truth behind it, and how far it has come.
 
-    masters: name -> float32 parameter; the model's own parameters where it computes in float32.
-        After backward each master's `.grad` holds the float32 gradient of the loss sum.
-    moments: optimizer state name -> parameter name -> float32 tensor.
+    weights: the model's parameters; their masters are this rank's, all or a part.
+    moments: optimizer state name -> parameter name -> float32 tensor of the master's shape.
     step, tokens: done so far.
     loss_scale: where the model computes in float16.
     """
 
     model: Llama
-    masters: dict[str, Tensor]
+    weights: Weights
     moments: dict[str, dict[str, Tensor]]
     step: int = 0
     tokens: int = 0
     loss_scale: LossScale | None = None
 
     @property
+    def masters(self) -> dict[str, Tensor]:
+        return self.weights.masters
+
+    @property
     def device(self) -> torch.device:
-        return next(iter(self.masters.values())).device
+        return next(self.model.parameters()).device
 
-    @torch.no_grad()
-    def publish(self) -> None:
-        """Write the masters into the model's low-precision weights."""
-        parameters: list[Tensor] = [p for p in self.model.parameters() if p.dtype != torch.float32]
-        if parameters:
-            torch._foreach_copy_(parameters, list(self.masters.values()))
-
-    def drop_gradients(self) -> None:
-        for master in self.masters.values():
-            master.grad = None
+    def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
+        """Every whole float32 tensor: ("" or its moment, the parameter's name, it). All ranks go
+        through them together, for each holds a part.
+        """
+        for kind, parts in (("", self.masters), *self.moments.items()):
+            for name, whole in self.weights.wholes(parts):
+                yield kind, name, whole.detach()
 
 
-def new_state(model: Llama, *, dtype: torch.dtype, device: torch.device) -> TrainState:
-    """A state at step 0 from a float32 model, which is moved to `device` and cast to `dtype`."""
-    if dtype == torch.float32:
-        model.to(device)
-        masters: dict[str, Tensor] = dict(model.named_parameters())
-    else:
-        masters = {
-            name: parameter.detach().to(device, copy=True)
-            for name, parameter in model.named_parameters()
-        }
-        model.to(device, dtype)
-        for name, parameter in model.named_parameters():
-            _fold_gradients_into(masters[name], parameter)
+def new_state(model: Llama, weights: Weights) -> TrainState:
+    """A state at step 0."""
     moments = {
-        state: {name: torch.zeros_like(master) for name, master in masters.items()}
+        state: {name: torch.zeros_like(master) for name, master in weights.masters.items()}
         for state in STATES
     }
-    return TrainState(model=model, masters=masters, moments=moments)
-
-
-def _fold_gradients_into(master: Tensor, parameter: torch.nn.Parameter) -> None:
-    """Accumulate over micro-batches in float32: a 16-bit sum would lose the small gradients."""
-
-    def fold(parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        if master.grad is None:
-            master.grad = parameter.grad.float()
-        else:
-            master.grad += parameter.grad
-        parameter.grad = None
-
-    parameter.register_post_accumulate_grad_hook(fold)  # type: ignore[no-untyped-call]
+    return TrainState(model=model, weights=weights, moments=moments)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +12,10 @@ from torch import Tensor
 from picotron_core.data.loader import Batch
 from picotron_core.engine.state import TrainState
 from picotron_core.errors import NotFiniteError, RunError
-from picotron_core.ops import Comm, Ops
+from picotron_core.ops import Ops
 from picotron_core.ops.loss import IGNORE_INDEX
 from picotron_core.ops.optimizer import AdamW
-from picotron_core.parallel.data import sum_over_ranks
+from picotron_core.parallel.mesh import Mesh
 from picotron_core.schema import Train
 
 
@@ -27,7 +28,13 @@ class StepResult:
 
 
 def train_step(
-    state: TrainState, batches: Iterable[Batch], ops: Ops, *, lr: float, train: Train
+    state: TrainState,
+    batches: Iterable[Batch],
+    ops: Ops,
+    mesh: Mesh,
+    *,
+    lr: float,
+    train: Train,
 ) -> StepResult:
     """Advance `state` by one update over this rank's `batches`, together with all other ranks.
 
@@ -39,30 +46,33 @@ def train_step(
 
     Raises: NotFiniteError where loss or gradient is not finite; the weights are then untouched.
     """
-    scale = state.loss_scale
+    scale, weights = state.loss_scale, state.weights
     factor = scale.factor if scale else 1.0
     device = state.device
-    totals = torch.zeros(2, dtype=torch.float64, device=device)  # loss sum, valid tokens
-    for batch in batches:
+    sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, valid tokens, |gradient|^2
+    for batch, last in _with_last(batches):
+        weights.expect(last=last)
         loss = batch_loss(state, batch)
         (loss * factor).backward()  # type: ignore[no-untyped-call]
-        totals += torch.stack([loss.detach().double(), _valid_tokens(batch, device)])
-    gradients = {name: _gradient(name, master) for name, master in state.masters.items()}
-    sum_over_ranks([totals, *gradients.values()], ops.comm, dtype=reduce_dtype(train))
+        sums[:2] += torch.stack([loss.detach().double(), _valid_tokens(batch, device)])
+    gradients = weights.gradients()
+    if weights.counts and gradients:
+        norms = torch._foreach_norm(list(gradients.values()))
+        sums[2] = torch.stack(norms).double().square().sum()
+    # over all ranks: all_reduce(sum). All decide by the same numbers: a rank that skipped a step
+    # alone would leave the others waiting.
+    mesh.world.all_reduce(sums)
 
-    loss_sum, tokens = totals
-    norm = torch.nn.utils.get_total_norm(gradients.values()) / (tokens * factor)
-    overflow = (~torch.isfinite(loss_sum + norm)).double()
-    if scale:
-        # over dp: all_reduce(sum). A rank that skips alone would leave the others waiting.
-        sum_over_ranks([overflow], ops.comm)
+    loss_sum, tokens, square = sums
+    norm = square.sqrt() / (tokens * factor)
     # The step's one wait for the device: a gradient that is not finite must not reach the weights.
-    mean, grad_norm, count, bad = torch.stack([loss_sum / tokens, norm, tokens, overflow]).tolist()
+    mean, grad_norm, count = torch.stack([loss_sum / tokens, norm, tokens]).tolist()
+    bad = not (math.isfinite(mean) and math.isfinite(grad_norm))
     if not count:
         raise RunError(f"No target of step {state.step + 1} is valid: all are ignored.")
     if bad and scale:
         state.loss_scale = scale.after_overflow()
-        state.drop_gradients()
+        weights.drop_gradients()
         return StepResult(loss=mean, grad_norm=grad_norm, tokens=int(count), skipped=True)
     if bad:
         raise NotFiniteError(
@@ -81,28 +91,20 @@ def train_step(
 
 
 @torch.no_grad()
-def evaluate(state: TrainState, batches: Iterable[Batch], comm: Comm) -> float:
+def evaluate(state: TrainState, batches: Iterable[Batch], mesh: Mesh) -> float:
     """The mean loss in nats per token over the batches of all ranks."""
     device = state.device
-    totals = torch.zeros(2, dtype=torch.float64, device=device)
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
     for batch in batches:
         loss = batch_loss(state, batch)
-        totals += torch.stack([loss.double(), _valid_tokens(batch, device)])
-    sum_over_ranks([totals], comm)
-    return float(totals[0] / totals[1])
+        sums += torch.stack([loss.double(), _valid_tokens(batch, device)])
+    mesh.world.all_reduce(sums)  # over all ranks: all_reduce(sum)
+    return float(sums[0] / sums[1])
 
 
 def decays(name: str, parameter: Tensor) -> bool:
     """Whether weight decay applies: not to norms, nor to embeddings (nor a head tied to one)."""
     return parameter.ndim >= 2 and "embed_tokens" not in name
-
-
-def reduce_dtype(train: Train) -> torch.dtype | None:
-    """What gradients travel between ranks in; None is their own float32."""
-    if train.reduce_dtype in ("auto", "float32"):
-        return None
-    dtype: torch.dtype = getattr(torch, train.reduce_dtype)
-    return dtype
 
 
 def batch_loss(state: TrainState, batch: Batch) -> Tensor:
@@ -118,20 +120,24 @@ def _valid_tokens(batch: Batch, device: torch.device) -> Tensor:
     return (batch.targets != IGNORE_INDEX).sum().double().to(device)
 
 
-def _gradient(name: str, master: Tensor) -> Tensor:
-    if master.grad is None:
-        raise RunError(
-            f"{name} got no gradient: a backend's backward lost it. Train with "
-            "--backends naive-math, and prove the backends in use with the conformance suite."
-        )
-    return master.grad
+def _with_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
+    """Each batch, and whether it is the last."""
+    remaining = iter(batches)
+    batch = next(remaining)
+    for following in remaining:
+        yield batch, False
+        batch = following
+    yield batch, True
 
 
 def _update(
     state: TrainState, gradients: dict[str, Tensor], ops: Ops, *, lr: float, train: Train
 ) -> None:
+    parameters = dict(state.model.named_parameters())
     for decay in (True, False):
-        names = [name for name, master in state.masters.items() if decays(name, master) is decay]
+        names = [name for name in state.masters if decays(name, parameters[name]) is decay]
+        if not names:  # the part of a rank may be all of one kind
+            continue
         hyper = AdamW(
             lr=lr,
             beta1=train.beta1,
@@ -147,5 +153,5 @@ def _update(
                 step=state.step + 1,
                 hyper=hyper,
             )
-    state.publish()
-    state.drop_gradients()
+    state.weights.drop_gradients()
+    state.weights.publish()

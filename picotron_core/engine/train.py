@@ -18,6 +18,7 @@ from picotron_core.engine.state import TrainState
 from picotron_core.engine.step import batch_loss, evaluate, train_step
 from picotron_core.errors import NotFiniteError
 from picotron_core.ops import Ops
+from picotron_core.parallel.mesh import Mesh
 from picotron_core.parallel.world import World
 from picotron_core.schema import Config
 
@@ -29,6 +30,7 @@ def train(
     tokens: Tokens,
     ops: Ops,
     world: World,
+    mesh: Mesh,
     flops_per_token: float,
     peak_flops: float | None,
 ) -> Iterator[tuple[Record, ...]]:
@@ -49,11 +51,11 @@ def train(
     while state.step < settings.steps:
         start = time.perf_counter()
         lr = learning_rate(state.step + 1, settings)
-        batches = _batches(state.step, config, tokens, sampler, world)
-        result = train_step(state, batches, ops, lr=lr, train=settings)
+        batches = _batches(state.step, config, tokens, sampler, mesh)
+        result = train_step(state, batches, ops, mesh, lr=lr, train=settings)
         scale = state.loss_scale
         if scale and scale.skips >= settings.max_skips:
-            batches = _batches(state.step, config, tokens, sampler, world)
+            batches = _batches(state.step, config, tokens, sampler, mesh)
             raise NotFiniteError(_overflowing(state, scale, batches, world))
         step_s = time.perf_counter() - start
         tokens_per_s = result.tokens / step_s
@@ -75,7 +77,7 @@ def train(
             continue
         last = state.step == settings.steps
         if last or (settings.eval_every and state.step % settings.eval_every == 0):
-            yield record, _evaluation(state, config, tokens, ops, world)
+            yield record, _evaluation(state, config, tokens, mesh)
         else:
             yield (record,)
 
@@ -96,7 +98,7 @@ def _overflowing(
 
 
 def _batches(
-    step: int, config: Config, tokens: Tokens, sampler: Sampler, world: World
+    step: int, config: Config, tokens: Tokens, sampler: Sampler, mesh: Mesh
 ) -> Iterator[Batch]:
     """This rank's micro-batches of a step: a pure function of its number."""
     settings = config.train
@@ -106,28 +108,26 @@ def _batches(
             sampler,
             seq_len=config.data.seq_len,
             step=step,
-            global_batch=settings.micro_batch * settings.accumulation * world.size,
-            rank=world.rank,
-            world_size=world.size,
+            global_batch=settings.micro_batch * settings.accumulation * mesh.dp.size,
+            rank=mesh.dp.index,
+            world_size=mesh.dp.size,
             micro_batch=settings.micro_batch,
             micro_batch_index=micro_batch_index,
             eos_id=tokens.eos_id if config.data.document_mask else None,
         )
 
 
-def _evaluation(
-    state: TrainState, config: Config, tokens: Tokens, ops: Ops, world: World
-) -> EvalRecord:
+def _evaluation(state: TrainState, config: Config, tokens: Tokens, mesh: Mesh) -> EvalRecord:
     batches = validation_batches(
         tokens.validation,
         seq_len=config.data.seq_len,
         samples=config.train.eval_samples,
         micro_batch=config.train.micro_batch,
-        rank=world.rank,
-        world_size=world.size,
+        rank=mesh.dp.index,
+        world_size=mesh.dp.size,
         eos_id=tokens.eos_id if config.data.document_mask else None,
     )
-    loss = evaluate(state, batches, ops.comm)
+    loss = evaluate(state, batches, mesh)
     return EvalRecord(
         step=state.step,
         tokens=state.tokens,

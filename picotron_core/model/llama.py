@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -110,6 +110,21 @@ class Llama(nn.Module):
             )
         hidden: Tensor = self.model(input_ids, doc_ids, cache)
         return hidden
+
+    def reads(self) -> dict[nn.Module, list[str]]:
+        """The modules that are called, in the order of forward, and the parameters that must be
+        there by then; each parameter once.
+        """
+        modules: list[tuple[nn.Module, Sequence[str]]] = [
+            (self.model, ["model.embed_tokens."]),
+            *((layer, [f"model.layers.{n}."]) for n, layer in enumerate(self.model.layers)),
+            (self.model.norm, ["model.norm.", "lm_head."]),
+        ]
+        names = [name for name, _ in self.named_parameters()]
+        return {
+            module: [name for name in names if name.startswith(tuple(prefixes))]
+            for module, prefixes in modules
+        }
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., E) -> (..., V), same dtype."""

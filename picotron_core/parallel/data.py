@@ -1,27 +1,140 @@
-"""Data parallelism: every rank has all weights and its share of the batch."""
+"""Data parallelism: every rank has all weights and its share of the batch.
+
+    backward of the last micro-batch      ... | layer 2 | layer 1 | embedding |
+    all_reduce(sum) over dp and cp                  | bucket 0 | bucket 1 | bucket 2 |
+                                                                              | update
+
+The gradients of a bucket are summed over the ranks while backward computes the next one's (Li et
+al. 2020, arXiv:2006.15704, section 3.2), once an optimizer step, however many micro-batches it has.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from picotron_core.ops import Comm
+from picotron_core.ops.comm import Work
+from picotron_core.parallel.flat import Gradients, buckets_of
+from picotron_core.parallel.mesh import Axis
 
 
-def sum_over_ranks(
-    tensors: Iterable[Tensor], comm: Comm, *, dtype: torch.dtype | None = None
-) -> None:
-    """In place, each tensor becomes its sum over the ranks of the dp axis.
+class Weights(Protocol):
+    """The float32 truth behind a model's parameters, or this rank's part of it.
 
-    dtype: what float32 tensors travel in, where that is not their own.
+    masters: name -> float32 tensor that this rank updates; a parameter of which it has no part is
+        missing. Everything below goes by the same names and shapes.
     """
-    tensors = list(tensors)
-    sent = [t.to(dtype) if dtype and t.dtype == torch.float32 else t for t in tensors]
-    # after backward: all_reduce(sum) over dp, all in flight at once
-    for work in [comm.all_reduce(tensor, async_op=True) for tensor in sent]:
-        work.wait()
-    for tensor, total in zip(tensors, sent, strict=True):
-        if total is not tensor:
-            tensor.copy_(total)
+
+    masters: dict[str, Tensor]
+
+    def expect(self, *, last: bool) -> None:
+        """Say before a backward whether it is the optimizer step's last."""
+
+    def gradients(self) -> dict[str, Tensor]:
+        """After the last backward: the sums over all micro-batches and ranks of the data axis.
+
+        Raises: RunError for a parameter that got none.
+        """
+
+    def drop_gradients(self) -> None:
+        """Forget them, and give their memory back."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether this rank's gradients belong in a sum over the data axis: one of the ranks that
+        have the same does.
+        """
+
+    def publish(self) -> None:
+        """Write the masters into the model's parameters, in their dtype."""
+
+    def wait(self) -> None:
+        """Until what `publish` set on its way is there."""
+
+    def wholes(self, parts: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Name and whole tensor of each parameter, from the ranks' parts. A collective."""
+
+    def part(self, name: str, whole: Tensor) -> Tensor | None:
+        """This rank's part of a whole tensor; None where it has none."""
+
+
+class Replicas:
+    """All of the weights, on every rank of `axis`.
+
+    reduce: what gradients travel in; float32 keeps every bit.
+    capacity: numbers in a bucket.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        axis: Axis,
+        reduce: torch.dtype = torch.float32,
+        capacity: int = 0,
+    ) -> None:
+        self.axis = axis
+        self.reduce = reduce if axis.size > 1 else torch.float32  # alone, nothing travels
+        named = dict(model.named_parameters())
+        if dtype == torch.float32:
+            model.to(device)
+            self.masters: dict[str, Tensor] = dict(named)
+        else:
+            self.masters = {n: p.detach().to(device, copy=True) for n, p in named.items()}
+            model.to(device, dtype)
+        self.parameters = dict(model.named_parameters())
+        self.buckets = buckets_of(
+            {name: master.numel() for name, master in self.masters.items()},
+            capacity=capacity if axis.size > 1 else 0,
+            multiple=axis.size,
+        )
+        self._gradients = Gradients(self.parameters, self.buckets, self._sum_over_ranks)
+        self._on_their_way: list[tuple[Work, Tensor, Tensor]] = []
+
+    def expect(self, *, last: bool) -> None:
+        self._gradients.last = last
+
+    def _sum_over_ranks(self, _: int, buffer: Tensor) -> None:
+        sent = buffer.to(self.reduce)  # float32: the buffer itself
+        # in backward: all_reduce(sum) over dp and cp
+        self._on_their_way.append((self.axis.all_reduce(sent, async_op=True), sent, buffer))
+
+    def gradients(self) -> dict[str, Tensor]:
+        self._gradients.finish()
+        found: dict[str, Tensor] = {}
+        for bucket, (work, sent, buffer) in zip(self.buckets, self._on_their_way, strict=True):
+            work.wait()
+            if sent is not buffer:
+                buffer.copy_(sent)
+            for name, (start, stop) in bucket.spans.items():
+                found[name] = buffer[start:stop].view(self.masters[name].shape)
+        return {name: found[name] for name in self.masters}
+
+    def drop_gradients(self) -> None:
+        self._on_their_way = []
+        self._gradients.drop()
+
+    @property
+    def counts(self) -> bool:
+        return self.axis.is_first
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        low = [name for name, p in self.parameters.items() if p is not self.masters[name]]
+        if low:
+            targets: list[Tensor] = [self.parameters[name] for name in low]
+            torch._foreach_copy_(targets, [self.masters[name] for name in low])
+
+    def wait(self) -> None:
+        return None
+
+    def wholes(self, parts: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        yield from parts.items()
+
+    def part(self, name: str, whole: Tensor) -> Tensor | None:
+        return whole

@@ -13,7 +13,7 @@ import pytest
 Results = list[subprocess.CompletedProcess[str]]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_ranks() -> Callable[..., Results]:
     return _run_ranks
 

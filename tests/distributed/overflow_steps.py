@@ -25,6 +25,8 @@ from picotron_core.model.architecture import Architecture
 from picotron_core.model.init import initialise
 from picotron_core.model.llama import Llama
 from picotron_core.model.requests import requests
+from picotron_core.parallel.data import Replicas
+from picotron_core.parallel.mesh import make_mesh
 from picotron_core.parallel.world import join
 from picotron_core.registry.bind import bind
 from picotron_core.registry.plugins import load_registry
@@ -65,14 +67,21 @@ def main(attempts: int) -> None:
     )
     model = Llama(architecture, ops)
     initialise(model, seed=1)
-    state = new_state(model, dtype=torch.float16, device=cpu)
+    mesh = make_mesh(ops.comm, rank=world.rank, world_size=world.size)
+    weights = Replicas(model, device=cpu, dtype=torch.float16, axis=mesh.data)
+    state = new_state(model, weights)
     state.loss_scale = LossScale(value=2.0**8, tokens=SHARES * B * T, growth=1)
 
-    struck = False
+    struck, poisoned = False, None
+
+    def notice(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal struck
+        struck = inputs[0] is poisoned
 
     def strike(gradient: Tensor) -> Tensor:
         return gradient * torch.inf if struck else gradient
 
+    model.register_forward_pre_hook(notice)
     next(model.parameters()).register_hook(strike)
 
     # With a half of all attempts struck, and a doubling after each other one, the scale is a random
@@ -85,14 +94,15 @@ def main(attempts: int) -> None:
         victim = draw.choice([*range(SHARES), *[None] * SHARES])
 
         def shares(victim: int | None = victim) -> Iterator[Batch]:
-            nonlocal struck
+            nonlocal poisoned
             for share in mine:
-                struck = share == victim
                 generator = torch.Generator().manual_seed(state.step * SHARES + share)
                 ids = torch.randint(0, V, (B, T + 1), generator=generator)
-                yield Batch(inputs=ids[:, :-1].clone(), targets=ids[:, 1:].clone(), doc_ids=None)
+                inputs = ids[:, :-1].clone()
+                poisoned = inputs if share == victim else poisoned
+                yield Batch(inputs=inputs, targets=ids[:, 1:].clone(), doc_ids=None)
 
-        result = train_step(state, shares(), ops, lr=1e-3, train=train)
+        result = train_step(state, shares(), ops, mesh, lr=1e-3, train=train)
         assert result.skipped == (victim is not None), attempt
         struck_in_all += result.skipped
         scales.append(state.loss_scale.value)

@@ -57,6 +57,25 @@ def test_two_ranks_resume_what_two_ranks_saved(tiny, tmp_path, run_ranks):
     assert losses(tmp_path / "two") == pytest.approx(wanted, rel=1e-6)
 
 
+def test_what_two_ranks_divided_one_resumes_whole(picotron, tiny, tmp_path, run_ranks):
+    """ZeRO-1's checkpoint holds whole tensors: it is that of any other layout."""
+    more = ("--name", "two", "--parallel.zero", "1", "--train.micro_batch", "2")
+    saves = ("--checkpoint.every", "3", "--checkpoint.keep", "5")
+    results = run_ranks(command(tiny, tmp_path, *more, *saves), world_size=2)
+    assert [result.returncode for result in results] == [0, 0], results
+    wanted = losses(tmp_path / "two")
+    middle = tmp_path / "two" / "checkpoints" / "step-00000003"
+    one = ("--parallel.zero", "0", "--train.micro_batch", "4")
+    code, out, err = picotron("train", "--resume", str(middle), *one)
+    assert code == 0, out + err
+    assert losses(tmp_path / "two") == pytest.approx(wanted, rel=1e-5)
+    # and back: the state of one is divided again
+    back = ["-m", "picotron_core.cli", "train", "--resume", str(middle), *more[2:]]
+    results = run_ranks(back, world_size=2)
+    assert [result.returncode for result in results] == [0, 0], results
+    assert losses(tmp_path / "two") == pytest.approx(wanted, rel=1e-6)
+
+
 def test_a_rank_that_cannot_start_is_named_by_the_others(tiny, tmp_path, run_ranks):
     """Long before the timeout of 600 s, which would end this test at 120."""
     env = [{}, {"PICOTRON_BACKENDS": "attention=spda"}]

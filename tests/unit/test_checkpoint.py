@@ -7,12 +7,15 @@ import sys
 
 import pytest
 import torch
+from picotron_backends.one_process import COMM
 
 from picotron_core.checkpoint.load import find_checkpoint, load
 from picotron_core.checkpoint.manifest import MANIFEST, read_manifest
 from picotron_core.checkpoint.save import save
 from picotron_core.engine.state import TrainState
 from picotron_core.errors import ConfigError, DamagedFileError, RunError
+from picotron_core.parallel.data import Replicas
+from picotron_core.parallel.mesh import lone_mesh
 
 TENSORS = ("model.safetensors", "optimizer.safetensors")
 
@@ -21,12 +24,14 @@ def state_at(step, size=64) -> TrainState:
     """Tensors that tell their step; a checkpoint needs no more of a model than its parameters."""
     model = torch.nn.Linear(size, 3, bias=False)
     torch.nn.init.constant_(model.weight, float(step))
-    masters = dict(model.named_parameters())
+    weights = Replicas(
+        model, device=torch.device("cpu"), dtype=torch.float32, axis=lone_mesh(COMM).data
+    )
     moments = {
         name: {"weight": torch.full((3, size), step + shift)}
         for shift, name in ((0.25, "exp_avg"), (0.5, "exp_avg_sq"))
     }
-    return TrainState(model=model, masters=masters, moments=moments, step=step, tokens=10 * step)  # type: ignore[arg-type]
+    return TrainState(model=model, weights=weights, moments=moments, step=step, tokens=10 * step)  # type: ignore[arg-type]
 
 
 def save_at(step, run, keep=9):

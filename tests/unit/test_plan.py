@@ -12,6 +12,7 @@ import pytest
 import torch
 from picotron_backends.mem_efficient import blockwise
 from picotron_backends.mem_efficient import loss as lean_loss
+from picotron_backends.one_process import COMM
 
 from picotron_core.config import parse_backends
 from picotron_core.data.loader import Batch
@@ -24,6 +25,8 @@ from picotron_core.model.architecture import Architecture
 from picotron_core.model.llama import Llama
 from picotron_core.model.requests import requests
 from picotron_core.ops import Ops
+from picotron_core.parallel.data import Replicas
+from picotron_core.parallel.mesh import lone_mesh
 from picotron_core.precision import choose_precision
 from picotron_core.registry import Backend, Level
 from picotron_core.registry.plugins import load_registry
@@ -103,17 +106,27 @@ def batches(work):
         )
 
 
+def replicas(model, dtype, mesh, reduce="float32"):
+    return Replicas(
+        model,
+        device=CPU,
+        dtype=getattr(torch, dtype),
+        axis=mesh.data,
+        reduce=getattr(torch, reduce),
+    )
+
+
 def measured_peak(work, backends):
     """The most that torch's CPU allocator held at once in a real step: exact, by its own record."""
     ops = Ops(**{op: s.chosen.backend.load() for op, s in selected(work, backends).items()})
-    train = Train(reduce_dtype="auto" if work.reduce_dtype == "float32" else work.reduce_dtype)
     with torch.profiler.profile(
         profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
     ) as profiler:
         model = Llama(work.architecture, ops)
-        state = new_state(model, dtype=getattr(torch, work.dtype), device=CPU)
+        mesh = lone_mesh(ops.comm)
+        state = new_state(model, replicas(model, work.dtype, mesh, work.reduce_dtype))
         start = time.time_ns()
-        train_step(state, batches(work), ops, lr=1e-4, train=train)
+        train_step(state, batches(work), ops, mesh, lr=1e-4, train=Train())
     events = sorted(
         (event.start_ns(), event.nbytes())
         for event in profiler.profiler.kineto_results.events()
@@ -150,10 +163,6 @@ def test_accumulated_gradients_are_there_all_the_time(tied, dtype):
         check(work_of(shape, dtype=dtype, backends=backends, accumulation=2), backends)
 
 
-def test_gradients_that_travel_in_16_bits_are_copied_first():
-    check(work_of(SHAPES["weights"], dtype="float32", backends=LEAN, reduce_dtype="bfloat16"), LEAN)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(
@@ -178,7 +187,8 @@ def test_what_a_layer_keeps_is_foretold_to_the_byte(attention, swiglu, masked, d
 def test_weights_masters_and_moments_are_the_states(dtype, tied):
     a = replace(SHAPES["deep"][0], tie_word_embeddings=tied)
     work = work_of((a, 1, 32), dtype=dtype, backends=LEAN)
-    state = new_state(Llama(a, no_ops()), dtype=getattr(torch, dtype), device=CPU)
+    model = Llama(a, no_ops())
+    state = new_state(model, replicas(model, dtype, lone_mesh(COMM)))
     worst = memory.peak(work)
     weights = {p.data_ptr(): p.nbytes for p in state.model.parameters()}
     masters = {m.data_ptr(): m.nbytes for m in state.masters.values()}

@@ -1,0 +1,123 @@
+"""Parameters laid out in flat buckets, in the order in which backward reaches them.
+
+One collective over 25 MB costs less than a hundred over as much in all; and the first bucket is on
+its way while backward still computes the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from picotron_core.errors import RunError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """spans: parameter -> its numbers [start, stop) in the bucket. size: of the bucket, padded."""
+
+    spans: Mapping[str, tuple[int, int]]
+    size: int
+
+
+def buckets_of(sizes: Mapping[str, int], *, capacity: int, multiple: int = 1) -> tuple[Bucket, ...]:
+    """Fill buckets from the last parameter to the first.
+
+    Args:
+        sizes: numbers in each parameter, in the order of forward.
+        capacity: numbers that a bucket may hold; a larger parameter has one of its own, and with 0
+            every parameter has.
+        multiple: of ranks: a bucket is padded to be cut into as many equal parts.
+    """
+    buckets: list[Bucket] = []
+    spans: dict[str, tuple[int, int]] = {}
+    end = 0
+
+    def close() -> None:
+        buckets.append(Bucket(spans=dict(spans), size=-(-end // multiple) * multiple))
+        spans.clear()
+
+    for name, size in reversed(list(sizes.items())):
+        if spans and end + size > capacity:
+            close()
+            end = 0
+        spans[name] = (end, end + size)
+        end += size
+    if spans:
+        close()
+    return tuple(buckets)
+
+
+class Gradients:
+    """Adds up gradients in flat float32 buffers, and hands each on as soon as it is complete.
+
+    A 16-bit sum over micro-batches would lose the small ones. Buffers are made when their first
+    gradient comes: until then the memory is the activations'.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        buckets: tuple[Bucket, ...],
+        on_full: Callable[[int, Tensor], None],
+    ) -> None:
+        """on_full: gets a bucket's number and its buffer, in the order of the buckets on every
+        rank, since collectives must be: a bucket that is full early waits for those before it.
+        """
+        self.last = True  # the window's last micro-batch: hand on what is complete
+        self._buckets = buckets
+        self._on_full = on_full
+        self.drop()
+        for number, bucket in enumerate(buckets):
+            for name in bucket.spans:
+                parameters[name].register_post_accumulate_grad_hook(self._hook(name, number))  # type: ignore[no-untyped-call]
+
+    def drop(self) -> None:
+        """Forget everything of this window."""
+        self._buffers: list[Tensor | None] = [None] * len(self._buckets)
+        self._missing = [set(bucket.spans) for bucket in self._buckets]
+        self._next = 0
+
+    def finish(self) -> None:
+        """After the last backward.
+
+        Raises: RunError for a parameter whose gradient did not come.
+        """
+        for missing in self._missing:
+            for name in missing:
+                raise RunError(
+                    f"{name} got no gradient: a backend's backward lost it. Train with "
+                    "--backends naive-math, and prove the backends in use with the conformance "
+                    "suite."
+                )
+
+    def _hook(self, name: str, number: int) -> Callable[[Tensor], None]:
+        bucket = self._buckets[number]
+        start, stop = bucket.spans[name]
+
+        def take(parameter: Tensor) -> None:
+            gradient, parameter.grad = parameter.grad, None
+            assert gradient is not None
+            buffer = self._buffers[number]
+            if buffer is None and gradient.dtype == torch.float32 and stop - start == bucket.size:
+                self._buffers[number] = gradient.reshape(-1)  # nothing to add it to
+            else:
+                if buffer is None:
+                    buffer = torch.zeros(bucket.size, dtype=torch.float32, device=gradient.device)
+                    self._buffers[number] = buffer
+                buffer[start:stop].view(gradient.shape).add_(gradient)
+            if self.last:
+                self._missing[number].discard(name)
+                self._hand_on()
+
+        return take
+
+    def _hand_on(self) -> None:
+        while self._next < len(self._buckets) and not self._missing[self._next]:
+            buffer, self._buffers[self._next] = self._buffers[self._next], None
+            assert buffer is not None
+            self._on_full(self._next, buffer)
+            self._next += 1

@@ -1,0 +1,159 @@
+"""The ranks as a grid with the axes dp, pp, cp and tp, and what this rank can say along each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+import torch
+from torch import Tensor
+from torch.distributed import is_available
+
+from picotron_core.errors import ConfigError
+from picotron_core.ops import Comm
+from picotron_core.ops.comm import Group, ReduceOp, Work
+
+# The last changes fastest: tp speaks most, so its ranks are neighbours, in one machine if they can
+# be; dp speaks once a step, and may cross machines.
+AXES = ("dp", "pp", "cp", "tp")
+
+
+class Done:
+    """A collective over one rank: nothing was under way."""
+
+    def wait(self) -> None:
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """The ranks that this one speaks with along an axis.
+
+    ranks: global ones, in the order of the axis, this one among them. index: this one's place.
+    """
+
+    name: str
+    ranks: tuple[int, ...]
+    index: int
+    comm: Comm = field(repr=False)
+    group: Group = field(default=None, repr=False)
+
+    @property
+    def size(self) -> int:
+        return len(self.ranks)
+
+    @property
+    def is_first(self) -> bool:
+        return self.index == 0
+
+    def all_reduce(self, tensor: Tensor, *, op: ReduceOp = "sum", async_op: bool = False) -> Work:
+        """In place: tensor <- op over the axis."""
+        if self.size == 1:
+            return Done()
+        return self.comm.all_reduce(tensor, op=op, group=self.group, async_op=async_op)
+
+    def all_gather(self, output: Tensor, tensor: Tensor, *, async_op: bool = False) -> Work:
+        """output (size * n, ...) <- the ranks' tensors (n, ...), in the order of the axis."""
+        if self.size == 1:
+            output.copy_(tensor)
+            return Done()
+        return self.comm.all_gather_into_tensor(output, tensor, group=self.group, async_op=async_op)
+
+    def reduce_scatter(self, output: Tensor, tensor: Tensor, *, async_op: bool = False) -> Work:
+        """output (n, ...) <- this rank's slice of the sum of tensor (size * n, ...)."""
+        if self.size == 1:
+            output.copy_(tensor)
+            return Done()
+        return self.comm.reduce_scatter_tensor(output, tensor, group=self.group, async_op=async_op)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mesh:
+    """This rank's axes, of a world of dp * pp * cp * tp ranks.
+
+    data: dp and cp as one. Both split the tokens of a batch, and every rank of either has the same
+        weights: gradients are summed over it.
+    world: all ranks.
+    device_mesh: the axes of more than one rank as torch's `DeviceMesh`, with the groups that the
+        comm op made, for code that wants one; None where those are not torch's.
+    """
+
+    dp: Axis
+    pp: Axis
+    cp: Axis
+    tp: Axis
+    data: Axis
+    world: Axis
+    device_mesh: object | None = field(default=None, repr=False)
+
+
+def make_mesh(
+    comm: Comm, *, rank: int, world_size: int, pp: int = 1, cp: int = 1, tp: int = 1
+) -> Mesh:
+    """Lay the ranks out and form the groups; `comm` has started. Every rank calls it alike.
+
+    dp is what the other degrees leave. Rank r is at ((dp * PP + pp) * CP + cp) * TP + tp.
+
+    Raises: ConfigError where the degrees do not divide the world.
+    """
+    dp = data_parallel_degree(world_size, pp=pp, cp=cp, tp=tp)
+    grid = torch.arange(world_size).view(dp, pp, cp, tp)
+    axes = {name: _axis(name, (name,), grid, comm, rank) for name in AXES}
+    data = _axis("data", ("dp", "cp"), grid, comm, rank) if cp > 1 else axes["dp"]
+    ranks = tuple(range(world_size))
+    world = Axis(name="world", ranks=ranks, index=rank, comm=comm)  # group None: all ranks
+    return Mesh(**axes, data=data, world=world, device_mesh=_device_mesh(axes, grid))
+
+
+def data_parallel_degree(world_size: int, *, pp: int = 1, cp: int = 1, tp: int = 1) -> int:
+    """How many replicas there are room for.
+
+    Raises: ConfigError where the other degrees do not divide the world.
+    """
+    model = prod((pp, cp, tp))
+    if world_size % model:
+        raise ConfigError(
+            f"pp * cp * tp = {pp} * {cp} * {tp} = {model} ranks hold one copy of the model, but "
+            f"there are {world_size} ranks. Start a multiple of {model}, or lower a degree: "
+            "--parallel.pp, --parallel.cp, --parallel.tp."
+        )
+    return world_size // model
+
+
+def lone_mesh(comm: Comm) -> Mesh:
+    """The mesh of a single process."""
+    return make_mesh(comm, rank=0, world_size=1)
+
+
+def _axis(name: str, along: Sequence[str], grid: Tensor, comm: Comm, rank: int) -> Axis:
+    """Every rank makes all groups of an axis, in the same order, and keeps its own."""
+    moving = [AXES.index(axis) for axis in along]
+    fixed = [dim for dim in range(grid.ndim) if dim not in moving]
+    size = prod(grid.shape[dim] for dim in moving)
+    rows = grid.permute(*fixed, *moving).reshape(-1, size).tolist()
+    mine: tuple[int, ...] = ()
+    group: Group = None
+    for row in rows:
+        made = comm.new_group(row) if 1 < size < grid.numel() else None  # None: all ranks
+        if rank in row:
+            mine, group = tuple(row), made
+    return Axis(name=name, ranks=mine, index=mine.index(rank), comm=comm, group=group)
+
+
+def _device_mesh(axes: dict[str, Axis], grid: Tensor) -> object | None:
+    if not is_available():
+        return None
+    from torch.distributed import GroupMember, ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
+    wide = tuple(name for name in AXES if axes[name].size > 1)
+    groups = [axes[name].group or GroupMember.WORLD for name in wide]
+    mine = [group for group in groups if isinstance(group, ProcessGroup)]
+    if not mine or len(mine) < len(groups):
+        return None
+    device = "cuda" if mine[0].name() == "nccl" else "cpu"
+    if len(mine) == 1:
+        return DeviceMesh.from_group(mine[0], device, mesh_dim_names=wide)
+    shape = [axes[name].size for name in wide]
+    return DeviceMesh.from_group(mine, device, mesh=grid.view(shape), mesh_dim_names=wide)
