@@ -115,6 +115,12 @@ class Train(Section):
 class Parallel(Section):
     """How the ranks divide the work. What these leave of the ranks are replicas of the model."""
 
+    tp: int = Field(
+        1, ge=1, description="Ranks that divide each matrix of the model (tensor parallelism)."
+    )
+    sequence: bool = Field(
+        False, description="With tp: divide the tokens between the blocks as well."
+    )
     zero: int = Field(
         0, ge=0, le=1, description="1 divides the optimizer's state among replicas (ZeRO stage 1)."
     )

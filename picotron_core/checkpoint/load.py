@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -64,7 +65,7 @@ def load(state: TrainState, folder: Path, manifest: Mapping[str, Any]) -> None:
 def load_weights_only(state_dict: Mapping[str, Tensor], folder: Path) -> None:
     """Fill a model's parameters from a checkpoint, for generation."""
     sources = load_file(folder / "model.safetensors")
-    _refuse_other_models(state_dict, sources, folder)
+    _refuse_other_models({n: t.shape for n, t in state_dict.items()}, sources, folder)
     for name, target in state_dict.items():
         target.data.copy_(sources[name])
 
@@ -73,15 +74,17 @@ def _fill_parts(
     state: TrainState, targets: Mapping[str, Tensor], sources: Mapping[str, Tensor], folder: Path
 ) -> None:
     """Fill what this rank holds."""
-    _refuse_other_models(dict(state.model.named_parameters()), sources, folder)
+    named = state.model.named_parameters()
+    shapes = {name: state.layout.whole_shape(name, p) for name, p in named}
+    _refuse_other_models(shapes, sources, folder)
     for name, whole in sources.items():
-        part = state.weights.part(name, whole)
+        part = state.weights.part(name, state.layout.part(name, whole))
         if part is not None:
             targets[name].data.copy_(part)
 
 
 def _refuse_other_models(
-    mine: Mapping[str, Tensor], sources: Mapping[str, Tensor], folder: Path
+    mine: Mapping[str, torch.Size], sources: Mapping[str, Tensor], folder: Path
 ) -> None:
     if mine.keys() != sources.keys():
         odd = sorted(mine.keys() ^ sources.keys())[0]
@@ -89,9 +92,9 @@ def _refuse_other_models(
             f"{folder} is of another model: {odd!r} is in only one of the two. "
             "Resume with the model settings of the run's own config.toml."
         )
-    for name, tensor in mine.items():
-        if tensor.shape != sources[name].shape:
+    for name, shape in mine.items():
+        if shape != sources[name].shape:
             raise DamagedFileError(
                 f"{folder} is of another model: {name} is {tuple(sources[name].shape)} there, "
-                f"{tuple(tensor.shape)} here."
+                f"{tuple(shape)} here."
             )

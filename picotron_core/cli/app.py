@@ -158,8 +158,11 @@ def plan(
     rest: Rest = None,
     device: Device = "",
     nproc: Annotated[
-        int, typer.Option("--nproc", min=1, help="Ranks that would train together.")
-    ] = 1,
+        int,
+        typer.Option(
+            "--nproc", min=0, help="Ranks that would train together; 0: as few as it takes."
+        ),
+    ] = 0,
     json: Annotated[bool, typer.Option("--json", help="The same as data.")] = False,
     backends: Backends = "",
     plugin: Plugins = None,

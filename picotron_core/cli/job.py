@@ -39,7 +39,7 @@ from picotron_core.model.pretrained import load_weights
 from picotron_core.ops import Comm, Ops
 from picotron_core.parallel.agreement import agree, common, devices_of_all, evidence_of_all
 from picotron_core.parallel.mesh import Mesh, make_mesh
-from picotron_core.parallel.parallelize import make_weights
+from picotron_core.parallel.parallelize import parallelize, refuse_layout
 from picotron_core.parallel.world import World
 from picotron_core.precision import Precision, choose_precision
 from picotron_core.registry import Selection
@@ -57,7 +57,6 @@ class Job:
 
     config: Config
     world: World
-    mesh: Mesh
     run: RunDirectory
     registry: Registry
     quarantine: Quarantine
@@ -91,6 +90,7 @@ def prepare_job(
     )
     # A wish that cannot be met must not cost a tokenisation: the vocabulary decides no backend.
     draft = architecture_of(config, config.data.vocab_size if not config.model.path else 1)
+    refuse_layout(config.parallel, draft, world_size=world.size, seq_len=config.data.seq_len)
     asked = training_requests(settings, draft, device, precision.compute, world.size)
     select(settings, registry, asked)
 
@@ -123,17 +123,13 @@ def prepare_job(
             timeout_s=config.run.timeout_s,
         )
         started = ops.comm
-        mesh = make_mesh(ops.comm, rank=world.rank, world_size=world.size)
+        mesh = make_mesh(ops.comm, rank=world.rank, world_size=world.size, tp=config.parallel.tp)
         model = _model(config, architecture, ops)
-        weights = make_weights(
-            model,
-            config.parallel,
-            mesh,
-            device=place,
-            dtype=dtype,
-            reduce=getattr(torch, precision.reduce),
+        reduce = getattr(torch, precision.reduce)
+        weights, layout = parallelize(
+            model, config.parallel, mesh, device=place, dtype=dtype, reduce=reduce
         )
-        state = new_state(model, weights)
+        state = new_state(model, weights, layout)
         state.loss_scale = _loss_scale(config, precision, mesh)
         if found:
             _restore(state, *found, selections)
@@ -153,7 +149,6 @@ def prepare_job(
     return Job(
         config=config,
         world=world,
-        mesh=mesh,
         run=run,
         registry=registry,
         quarantine=quarantine,

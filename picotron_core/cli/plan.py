@@ -25,7 +25,9 @@ from picotron_core.engine import memory, remedy, speed
 from picotron_core.engine.kernel_memory import COUNTED, Work, cost, counted_as
 from picotron_core.engine.metrics import matrix_product_rate
 from picotron_core.errors import ConfigError
-from picotron_core.parallel.parallelize import bucket_capacity
+from picotron_core.model.architecture import Architecture
+from picotron_core.parallel.parallelize import bucket_capacity, refuse_layout
+from picotron_core.parallel.tensor import slice_of
 from picotron_core.precision import choose_precision
 from picotron_core.registry import Request, Selection, normalise
 from picotron_core.registry.plugins import Registry
@@ -45,11 +47,13 @@ def plan(settings: Settings, *, nproc: int, as_json: bool) -> int:
     device = find_device(settings, registry)
     config, train = settings.config, settings.config.train
     precision = choose_precision(train.dtype, [device], reduce=train.reduce_dtype)
-    architecture = architecture_of(config, 1 if config.model.path else config.data.vocab_size)
-    wanted = training_requests(settings, architecture, device, precision.compute, nproc)
+    whole = architecture_of(config, 1 if config.model.path else config.data.vocab_size)
+    nproc = nproc or config.parallel.tp
+    replicas = refuse_layout(config.parallel, whole, world_size=nproc, seq_len=config.data.seq_len)
+    wanted = training_requests(settings, whole, device, precision.compute, nproc)
     selections = select(settings, registry, wanted)
     work = Work(
-        architecture=architecture,
+        architecture=slice_of(whole, config.parallel.tp),
         device=device,
         dtype=precision.compute,
         seq_len=config.data.seq_len,
@@ -57,13 +61,13 @@ def plan(settings: Settings, *, nproc: int, as_json: bool) -> int:
         accumulation=train.accumulation,
         document_mask=config.data.document_mask,
         reduce_dtype=precision.reduce,
-        replicas=nproc,
-        shards=nproc if config.parallel.zero else 1,
+        replicas=replicas,
+        shards=replicas if config.parallel.zero else 1,
         bucket=bucket_capacity(config.parallel),
         kernels={op: counted_as(op, selections[op].chosen) for op in COUNTED},
     )
     fits = memory.fits(work) if device.memory_bytes else None
-    answer = _answer(work, selections)
+    answer = _answer(work, whole, selections) | {"ranks": nproc}
     answer |= {
         "dtype_reason": precision.reason,
         "fits": fits,
@@ -80,17 +84,16 @@ def plan(settings: Settings, *, nproc: int, as_json: bool) -> int:
     return ConfigError.exit_code if fits is False else 0
 
 
-def _answer(work: Work, selections: Mapping[str, Selection]) -> dict[str, Any]:
+def _answer(work: Work, whole: Architecture, selections: Mapping[str, Selection]) -> dict[str, Any]:
     moments = memory.timeline(work)
     worst = memory.peak(work)
     expected = _speed(work)
-    a = work.architecture
     return {
         "device": str(work.device),
         "memory_bytes": work.device.memory_bytes,
         "dtype": work.dtype,
-        "parameters": a.num_parameters,
-        "vocab_size": a.vocab_size,
+        "parameters": whole.num_parameters,
+        "vocab_size": whole.vocab_size,
         "micro_batch": work.micro_batch,
         "seq_len": work.seq_len,
         "accumulation": work.accumulation,
@@ -102,7 +105,7 @@ def _answer(work: Work, selections: Mapping[str, Selection]) -> dict[str, Any]:
         "reserve": memory.reserve(work.device, worst),
         "needed": memory.needed(work),
         "largest_micro_batch": memory.largest_micro_batch(work),
-        "flops_per_token": a.flops_per_token(work.seq_len),
+        "flops_per_token": whole.flops_per_token(work.seq_len),
         "speed": asdict(expected) if expected else None,
     }
 
@@ -134,7 +137,7 @@ def _notes(settings: Settings, work: Work, selections: Mapping[str, Selection]) 
     if settings.config.data.tokenizer and not settings.config.model.path:
         notes.append(
             f"the vocabulary of data.tokenizer is not looked at: counted as data.vocab_size = "
-            f"{work.architecture.vocab_size}"
+            f"{settings.config.data.vocab_size}"
         )
     return notes
 
@@ -158,7 +161,7 @@ def _lean_ops(work: Work, registry: Registry, wanted: Sequence[Request]) -> list
 
 def _print(answer: dict[str, Any], work: Work) -> None:
     console = open_console(width=PIPE_WIDTH)
-    of_all = f" of {work.replicas} ranks" if work.replicas > 1 else ""
+    of_all = f" of {answer['ranks']} ranks" if answer["ranks"] > 1 else ""
     console.print(f"Device: {work.device}. Compute dtype: {work.dtype}.", style="bold")
     console.print(
         f"{answer['parameters'] / 1e6:.1f} M parameters with a vocabulary of "

@@ -14,6 +14,7 @@ from picotron_core.errors import BackendError, ConfigError
 from picotron_core.hardware import Device, find, refuse_without_kernels, stand_in
 from picotron_core.model.architecture import Architecture
 from picotron_core.model.requests import requests
+from picotron_core.parallel.tensor import refuse_tensor_parallel, slice_of
 from picotron_core.registry import Request, Selection, normalise
 from picotron_core.registry.breadcrumb import sweep
 from picotron_core.registry.plugins import (
@@ -94,8 +95,9 @@ def training_requests(
             f"data.seq_len = {data.seq_len} is longer than model.max_position_embeddings = "
             f"{architecture.max_position_embeddings}. Lower the one or raise the other."
         )
+    refuse_tensor_parallel(architecture, settings.config.parallel.tp)
     return requests(
-        architecture,
+        slice_of(architecture, settings.config.parallel.tp),
         device=device,
         dtype=dtype,
         seq_len=data.seq_len,

@@ -69,7 +69,6 @@ def _loop(job: Job, view: View) -> bool:
         tokens=job.tokens,
         ops=job.ops,
         world=job.world,
-        mesh=job.mesh,
         flops_per_token=job.flops_per_token,
         peak_flops=job.peak_flops,
     )
@@ -168,7 +167,7 @@ def _any_rank(asked: list[int], job: Job) -> bool:
     if job.world.size == 1:
         return bool(asked)
     flag = torch.tensor([float(bool(asked))], device=job.state.device)
-    job.mesh.world.all_reduce(flag)  # over all ranks: all_reduce(sum)
+    job.state.layout.mesh.world.all_reduce(flag)  # over all ranks: all_reduce(sum)
     if flag.item():
         asked.append(signal.SIGINT)
     return bool(asked)

@@ -29,13 +29,14 @@ def first_overflow(
     state.weights.expect(last=False)  # nothing is to be sent
     try:
         for number, batch in enumerate(batches):
+            before = len(found)
             loss = loss_of(batch)
             _look(loss, "the loss", found)
-            if not found:
-                loss.backward()  # type: ignore[no-untyped-call]
-            if found:
-                return f"{found[0]} (micro-batch {number})"
-        return ""
+            loss.backward()  # type: ignore[no-untyped-call]
+            if found and not before:
+                found[0] = f"{found[0]} (micro-batch {number})"
+        # All of it, for other ranks may wait in the collectives of a forward or a backward.
+        return found[0] if found else ""
     finally:
         for handle in handles:
             handle.remove()

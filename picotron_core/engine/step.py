@@ -15,7 +15,6 @@ from picotron_core.errors import NotFiniteError, RunError
 from picotron_core.ops import Ops
 from picotron_core.ops.loss import IGNORE_INDEX
 from picotron_core.ops.optimizer import AdamW
-from picotron_core.parallel.mesh import Mesh
 from picotron_core.schema import Train
 
 
@@ -28,13 +27,7 @@ class StepResult:
 
 
 def train_step(
-    state: TrainState,
-    batches: Iterable[Batch],
-    ops: Ops,
-    mesh: Mesh,
-    *,
-    lr: float,
-    train: Train,
+    state: TrainState, batches: Iterable[Batch], ops: Ops, *, lr: float, train: Train
 ) -> StepResult:
     """Advance `state` by one update over this rank's `batches`, together with all other ranks.
 
@@ -54,14 +47,12 @@ def train_step(
         weights.expect(last=last)
         loss = batch_loss(state, batch)
         (loss * factor).backward()  # type: ignore[no-untyped-call]
-        sums[:2] += torch.stack([loss.detach().double(), _valid_tokens(batch, device)])
+        sums[:2] += _loss_and_tokens(state, loss, batch)
     gradients = weights.gradients()
-    if weights.counts and gradients:
-        norms = torch._foreach_norm(list(gradients.values()))
-        sums[2] = torch.stack(norms).double().square().sum()
+    sums[2] = _square(state, gradients)
     # over all ranks: all_reduce(sum). All decide by the same numbers: a rank that skipped a step
     # alone would leave the others waiting.
-    mesh.world.all_reduce(sums)
+    state.layout.mesh.world.all_reduce(sums)
 
     loss_sum, tokens, square = sums
     norm = square.sqrt() / (tokens * factor)
@@ -91,14 +82,14 @@ def train_step(
 
 
 @torch.no_grad()
-def evaluate(state: TrainState, batches: Iterable[Batch], mesh: Mesh) -> float:
+def evaluate(state: TrainState, batches: Iterable[Batch]) -> float:
     """The mean loss in nats per token over the batches of all ranks."""
     device = state.device
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     for batch in batches:
         loss = batch_loss(state, batch)
-        sums += torch.stack([loss.double(), _valid_tokens(batch, device)])
-    mesh.world.all_reduce(sums)  # over all ranks: all_reduce(sum)
+        sums += _loss_and_tokens(state, loss, batch)
+    state.layout.mesh.world.all_reduce(sums)  # over all ranks: all_reduce(sum)
     return float(sums[0] / sums[1])
 
 
@@ -116,8 +107,18 @@ def batch_loss(state: TrainState, batch: Batch) -> Tensor:
     return state.model.loss(inputs, targets, doc_ids=doc_ids)
 
 
-def _valid_tokens(batch: Batch, device: torch.device) -> Tensor:
-    return (batch.targets != IGNORE_INDEX).sum().double().to(device)
+def _loss_and_tokens(state: TrainState, loss: Tensor, batch: Batch) -> Tensor:
+    """What this rank adds to the sums over all ranks: those of a tp axis have the same batch."""
+    tokens = (batch.targets != IGNORE_INDEX).sum().double().to(loss.device)
+    return torch.stack([loss.detach().double(), tokens]) * state.layout.mesh.tp.is_first
+
+
+def _square(state: TrainState, gradients: dict[str, Tensor]) -> Tensor:
+    """What this rank adds to the squared norm of the whole gradient."""
+    mine = [g for name, g in gradients.items() if state.layout.counts(name)]
+    if not (mine and state.weights.counts):
+        return torch.zeros((), dtype=torch.float64, device=state.device)
+    return torch.stack(torch._foreach_norm(mine)).double().square().sum()
 
 
 def _with_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:

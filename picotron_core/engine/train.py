@@ -18,7 +18,6 @@ from picotron_core.engine.state import TrainState
 from picotron_core.engine.step import batch_loss, evaluate, train_step
 from picotron_core.errors import NotFiniteError
 from picotron_core.ops import Ops
-from picotron_core.parallel.mesh import Mesh
 from picotron_core.parallel.world import World
 from picotron_core.schema import Config
 
@@ -30,7 +29,6 @@ def train(
     tokens: Tokens,
     ops: Ops,
     world: World,
-    mesh: Mesh,
     flops_per_token: float,
     peak_flops: float | None,
 ) -> Iterator[tuple[Record, ...]]:
@@ -51,11 +49,11 @@ def train(
     while state.step < settings.steps:
         start = time.perf_counter()
         lr = learning_rate(state.step + 1, settings)
-        batches = _batches(state.step, config, tokens, sampler, mesh)
-        result = train_step(state, batches, ops, mesh, lr=lr, train=settings)
+        batches = _batches(state, config, tokens, sampler)
+        result = train_step(state, batches, ops, lr=lr, train=settings)
         scale = state.loss_scale
         if scale and scale.skips >= settings.max_skips:
-            batches = _batches(state.step, config, tokens, sampler, mesh)
+            batches = _batches(state, config, tokens, sampler)
             raise NotFiniteError(_overflowing(state, scale, batches, world))
         step_s = time.perf_counter() - start
         tokens_per_s = result.tokens / step_s
@@ -77,7 +75,7 @@ def train(
             continue
         last = state.step == settings.steps
         if last or (settings.eval_every and state.step % settings.eval_every == 0):
-            yield record, _evaluation(state, config, tokens, mesh)
+            yield record, _evaluation(state, config, tokens)
         else:
             yield (record,)
 
@@ -98,36 +96,37 @@ def _overflowing(
 
 
 def _batches(
-    step: int, config: Config, tokens: Tokens, sampler: Sampler, mesh: Mesh
+    state: TrainState, config: Config, tokens: Tokens, sampler: Sampler
 ) -> Iterator[Batch]:
-    """This rank's micro-batches of a step: a pure function of its number."""
-    settings = config.train
+    """This rank's micro-batches of the next step: a pure function of its number."""
+    settings, dp = config.train, state.layout.mesh.dp
     for micro_batch_index in range(settings.accumulation):
         yield batch(
             tokens.train,
             sampler,
             seq_len=config.data.seq_len,
-            step=step,
-            global_batch=settings.micro_batch * settings.accumulation * mesh.dp.size,
-            rank=mesh.dp.index,
-            world_size=mesh.dp.size,
+            step=state.step,
+            global_batch=settings.micro_batch * settings.accumulation * dp.size,
+            rank=dp.index,
+            world_size=dp.size,
             micro_batch=settings.micro_batch,
             micro_batch_index=micro_batch_index,
             eos_id=tokens.eos_id if config.data.document_mask else None,
         )
 
 
-def _evaluation(state: TrainState, config: Config, tokens: Tokens, mesh: Mesh) -> EvalRecord:
+def _evaluation(state: TrainState, config: Config, tokens: Tokens) -> EvalRecord:
+    dp = state.layout.mesh.dp
     batches = validation_batches(
         tokens.validation,
         seq_len=config.data.seq_len,
         samples=config.train.eval_samples,
         micro_batch=config.train.micro_batch,
-        rank=mesh.dp.index,
-        world_size=mesh.dp.size,
+        rank=dp.index,
+        world_size=dp.size,
         eos_id=tokens.eos_id if config.data.document_mask else None,
     )
-    loss = evaluate(state, batches, mesh)
+    loss = evaluate(state, batches)
     return EvalRecord(
         step=state.step,
         tokens=state.tokens,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+Embed = Callable[[Tensor, Tensor], Tensor]  # (input_ids, weight) -> hidden states
 
 
 def embed(input_ids: Tensor, weight: Tensor) -> Tensor:

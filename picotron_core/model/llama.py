@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from picotron_core.model.architecture import Architecture
 from picotron_core.model.attention import Attention
-from picotron_core.model.embedding import embed
+from picotron_core.model.embedding import Embed, embed
 from picotron_core.model.kv_cache import KVCache
 from picotron_core.model.mlp import MLP
 from picotron_core.model.norm import RMSNorm
@@ -47,6 +47,7 @@ class Decoder(nn.Module):
         super().__init__()
         E = architecture.hidden_size
         self.embed_tokens = nn.Embedding(architecture.vocab_size, E)
+        self.embed: Embed = embed
         self.layers = nn.ModuleList(
             Layer(architecture, ops, layer=layer) for layer in range(architecture.num_hidden_layers)
         )
@@ -56,7 +57,7 @@ class Decoder(nn.Module):
     def forward(self, input_ids: Tensor, doc_ids: Tensor | None, cache: KVCache | None) -> Tensor:
         start = 0 if cache is None else cache.length
         cos, sin = self.rope_tables(start, input_ids.shape[1], input_ids.device)
-        x = embed(input_ids, self.embed_tokens.weight)
+        x = self.embed(input_ids, self.embed_tokens.weight)
         for layer in self.layers:
             x = layer(x, cos, sin, doc_ids, cache)
         hidden: Tensor = self.norm(x)
@@ -78,17 +79,18 @@ class Llama(nn.Module):
         self.architecture = architecture
         self.model = Decoder(architecture, ops)
         self.lm_head = nn.Linear(architecture.hidden_size, architecture.vocab_size, bias=False)
-        self._loss = ops.loss
-        self._tie()
+        self.loss_of = ops.loss
+        self.tie()
 
-    def _tie(self) -> None:
+    def tie(self) -> None:
+        """Make a tied head the embedding's weight, after either was replaced."""
         if self.architecture.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Llama:
         # Leaving the meta device makes new Parameters, one for each name: tie them again.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._tie()
+        self.tie()
         return self
 
     def forward(
@@ -140,4 +142,6 @@ class Llama(nn.Module):
         Returns: () float32, in nats.
         """
         hidden = self(input_ids, doc_ids=doc_ids).flatten(0, 1)
-        return self._loss(hidden, self.lm_head.weight, targets.flatten(), ignore_index=IGNORE_INDEX)
+        return self.loss_of(
+            hidden, self.lm_head.weight, targets.flatten(), ignore_index=IGNORE_INDEX
+        )

@@ -113,10 +113,11 @@ def data_parallel_degree(world_size: int, *, pp: int = 1, cp: int = 1, tp: int =
     """
     model = prod((pp, cp, tp))
     if world_size % model:
+        degrees = {"pp": pp, "cp": cp, "tp": tp}
+        given = " * ".join(f"parallel.{name} = {n}" for name, n in degrees.items() if n > 1)
         raise ConfigError(
-            f"pp * cp * tp = {pp} * {cp} * {tp} = {model} ranks hold one copy of the model, but "
-            f"there are {world_size} ranks. Start a multiple of {model}, or lower a degree: "
-            "--parallel.pp, --parallel.cp, --parallel.tp."
+            f"{given}: {model} ranks hold one copy of the model, but there are {world_size} ranks. "
+            f"Start a multiple of {model}, or lower a degree."
         )
     return world_size // model
 

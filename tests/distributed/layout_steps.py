@@ -25,7 +25,7 @@ from picotron_core.model.llama import Llama
 from picotron_core.model.requests import requests
 from picotron_core.ops import Ops
 from picotron_core.parallel.mesh import Mesh, make_mesh
-from picotron_core.parallel.parallelize import make_weights
+from picotron_core.parallel.parallelize import parallelize
 from picotron_core.parallel.traffic import NotedComm
 from picotron_core.parallel.world import World, join
 from picotron_core.registry.bind import bind
@@ -93,7 +93,7 @@ def first_gradients(
         state.weights.expect(last=number == len(batches) - 1)
         batch_loss(state, batch).backward()  # type: ignore[no-untyped-call]
     found = {
-        f"gradient.{name}": whole.clone()
+        f"gradient.{name}": state.layout.whole(name, whole).clone()
         for name, whole in state.weights.wholes(state.weights.gradients())
     }
     state.weights.drop_gradients()
@@ -107,21 +107,22 @@ def main(layout: dict[str, object], output: Path) -> None:
     ops = bound_ops(model_of, world)
     noted = NotedComm(ops.comm)
     noted.start(store=world.store, rank=world.rank, world_size=world.size, device=CPU, timeout_s=60)
-    mesh = make_mesh(noted, rank=world.rank, world_size=world.size)
+    degrees = Parallel.model_validate(layout.get("parallel", {}))
+    mesh = make_mesh(noted, rank=world.rank, world_size=world.size, tp=degrees.tp)
     model = Llama(model_of, ops)
     initialise(model, seed=1)
     # Buckets of 4000 numbers: several of them, and one that a large parameter has to itself.
     settings = Parallel.model_validate({"bucket_mb": 0.016, **dict(layout.get("parallel", {}))})  # type: ignore[call-overload]
     dtype = getattr(torch, str(layout.get("dtype", "float32")))
     reduce = getattr(torch, str(layout.get("reduce", "float32")))
-    weights = make_weights(model, settings, mesh, device=CPU, dtype=dtype, reduce=reduce)
-    state = new_state(model, weights)
+    weights, parts = parallelize(model, settings, mesh, device=CPU, dtype=dtype, reduce=reduce)
+    state = new_state(model, weights, parts)
     tensors = first_gradients(state, mesh, layout)
     losses, norms = [], []
     for step in range(STEPS):
         batches = micro_batches(step, mesh, layout)
         noted.calls.clear()
-        result = train_step(state, batches, ops, mesh, lr=0.01, train=Train(clip=0.05))
+        result = train_step(state, batches, ops, lr=2e-3, train=Train(clip=0.05))
         losses.append(result.loss)
         norms.append(result.grad_norm)
     weights.wait()

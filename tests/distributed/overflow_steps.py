@@ -26,6 +26,7 @@ from picotron_core.model.init import initialise
 from picotron_core.model.llama import Llama
 from picotron_core.model.requests import requests
 from picotron_core.parallel.data import Replicas
+from picotron_core.parallel.layout import Layout
 from picotron_core.parallel.mesh import make_mesh
 from picotron_core.parallel.world import join
 from picotron_core.registry.bind import bind
@@ -69,7 +70,7 @@ def main(attempts: int) -> None:
     initialise(model, seed=1)
     mesh = make_mesh(ops.comm, rank=world.rank, world_size=world.size)
     weights = Replicas(model, device=cpu, dtype=torch.float16, axis=mesh.data)
-    state = new_state(model, weights)
+    state = new_state(model, weights, Layout(mesh=mesh))
     state.loss_scale = LossScale(value=2.0**8, tokens=SHARES * B * T, growth=1)
 
     struck, poisoned = False, None
@@ -102,7 +103,7 @@ def main(attempts: int) -> None:
                 poisoned = inputs if share == victim else poisoned
                 yield Batch(inputs=inputs, targets=ids[:, 1:].clone(), doc_ids=None)
 
-        result = train_step(state, shares(), ops, mesh, lr=1e-3, train=train)
+        result = train_step(state, shares(), ops, lr=1e-3, train=train)
         assert result.skipped == (victim is not None), attempt
         struck_in_all += result.skipped
         scales.append(state.loss_scale.value)

@@ -18,6 +18,7 @@ from picotron_core.model.llama import Llama
 from picotron_core.model.requests import requests
 from picotron_core.ops.loss import IGNORE_INDEX
 from picotron_core.parallel.data import Replicas
+from picotron_core.parallel.layout import Layout
 from picotron_core.parallel.mesh import make_mesh
 from picotron_core.parallel.world import join
 from picotron_core.registry.bind import bind
@@ -59,13 +60,13 @@ def main() -> None:
     initialise(model, seed=1)
     mesh = make_mesh(ops.comm, rank=world.rank, world_size=world.size)
     weights = Replicas(model, device=cpu, dtype=torch.float32, axis=mesh.data)
-    state = new_state(model, weights)
+    state = new_state(model, weights, Layout(mesh=mesh))
     ids = torch.randint(0, 31, (4, 9), generator=torch.Generator().manual_seed(0))
     targets = ids[:, 1:].clone()
     targets[:2, :7] = IGNORE_INDEX  # 2 of the first half's 16 targets count, all of the other's
     share = slice(world.rank * 4 // world.size, (world.rank + 1) * 4 // world.size)
     batch = Batch(inputs=ids[share, :-1].contiguous(), targets=targets[share], doc_ids=None)
-    result = train_step(state, [batch], ops, mesh, lr=0.1, train=Train(clip=0.0))
+    result = train_step(state, [batch], ops, lr=0.1, train=Train(clip=0.0))
     ops.comm.stop()
     print(result.loss, result.grad_norm, result.tokens)
 

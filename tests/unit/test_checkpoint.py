@@ -15,6 +15,7 @@ from picotron_core.checkpoint.save import save
 from picotron_core.engine.state import TrainState
 from picotron_core.errors import ConfigError, DamagedFileError, RunError
 from picotron_core.parallel.data import Replicas
+from picotron_core.parallel.layout import Layout
 from picotron_core.parallel.mesh import lone_mesh
 
 TENSORS = ("model.safetensors", "optimizer.safetensors")
@@ -24,14 +25,20 @@ def state_at(step, size=64) -> TrainState:
     """Tensors that tell their step; a checkpoint needs no more of a model than its parameters."""
     model = torch.nn.Linear(size, 3, bias=False)
     torch.nn.init.constant_(model.weight, float(step))
-    weights = Replicas(
-        model, device=torch.device("cpu"), dtype=torch.float32, axis=lone_mesh(COMM).data
-    )
+    mesh = lone_mesh(COMM)
+    weights = Replicas(model, device=torch.device("cpu"), dtype=torch.float32, axis=mesh.data)
     moments = {
         name: {"weight": torch.full((3, size), step + shift)}
         for shift, name in ((0.25, "exp_avg"), (0.5, "exp_avg_sq"))
     }
-    return TrainState(model=model, weights=weights, moments=moments, step=step, tokens=10 * step)  # type: ignore[arg-type]
+    return TrainState(
+        model=model,
+        weights=weights,
+        layout=Layout(mesh=mesh),
+        moments=moments,
+        step=step,
+        tokens=10 * step,
+    )  # type: ignore[arg-type]
 
 
 def save_at(step, run, keep=9):

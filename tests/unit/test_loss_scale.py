@@ -20,6 +20,7 @@ from picotron_core.model.init import initialise
 from picotron_core.model.llama import Llama
 from picotron_core.model.requests import requests
 from picotron_core.parallel.data import Replicas
+from picotron_core.parallel.layout import Layout
 from picotron_core.parallel.mesh import lone_mesh
 from picotron_core.registry.bind import bind
 from picotron_core.registry.plugins import load_registry
@@ -79,8 +80,12 @@ def ops():
 def state_of(ops, dtype=torch.float16, **scale):
     model = Llama(architecture(), ops)
     initialise(model, seed=3)
-    axis = lone_mesh(ops.comm).data
-    state = new_state(model, Replicas(model, device=CPU, dtype=dtype, axis=axis))
+    mesh = lone_mesh(ops.comm)
+    state = new_state(
+        model,
+        Replicas(model, device=CPU, dtype=dtype, axis=mesh.data),
+        Layout(mesh=mesh),
+    )
     if dtype == torch.float16:
         state.loss_scale = LossScale(**{"value": 2.0**12, "tokens": TOKENS, "growth": 3, **scale})
     return state
@@ -105,8 +110,8 @@ def test_a_step_is_the_float32_step_within_float16s_rounding(ops):
     low, exact = state_of(ops), state_of(ops, torch.float32)
     parts = batches(2)
     for _ in range(5):
-        found = train_step(low, parts, ops, lone_mesh(ops.comm), lr=1e-4, train=TRAIN)
-        wanted = train_step(exact, parts, ops, lone_mesh(ops.comm), lr=1e-4, train=TRAIN)
+        found = train_step(low, parts, ops, lr=1e-4, train=TRAIN)
+        wanted = train_step(exact, parts, ops, lr=1e-4, train=TRAIN)
         assert found.loss == pytest.approx(wanted.loss, rel=2e-3)
         assert found.grad_norm == pytest.approx(wanted.grad_norm, rel=1e-2)
         assert not found.skipped
@@ -118,24 +123,22 @@ def test_another_scale_gives_the_same_bits(ops):
     """A power of two rounds nothing, as long as nothing leaves float16's normal numbers."""
     one, other = state_of(ops), state_of(ops, value=2.0**14)
     for state in (one, other):
-        train_step(state, batches(2), ops, lone_mesh(ops.comm), lr=1e-3, train=TRAIN)
+        train_step(state, batches(2), ops, lr=1e-3, train=TRAIN)
     for name, weight in weights(one).items():
         assert torch.equal(weight, weights(other)[name]), name
 
 
 def test_without_enough_of_it_gradients_are_lost(ops):
     """What scaling is for: by a scale so low that float16 loses them, the norm is another."""
-    right = train_step(state_of(ops), batches(2), ops, lone_mesh(ops.comm), lr=0.0, train=TRAIN)
-    lost = train_step(
-        state_of(ops, value=2.0**-22), batches(2), ops, lone_mesh(ops.comm), lr=0.0, train=TRAIN
-    )
+    right = train_step(state_of(ops), batches(2), ops, lr=0.0, train=TRAIN)
+    lost = train_step(state_of(ops, value=2.0**-22), batches(2), ops, lr=0.0, train=TRAIN)
     assert abs(lost.grad_norm / right.grad_norm - 1) > 0.2
 
 
 def test_an_overflow_changes_nothing_but_the_scale(ops):
     state = state_of(ops, value=2.0**30)
     before, moments = weights(state), {k: dict(v) for k, v in state.moments.items()}
-    result = train_step(state, batches(2), ops, lone_mesh(ops.comm), lr=1e-2, train=TRAIN)
+    result = train_step(state, batches(2), ops, lr=1e-2, train=TRAIN)
     assert result.skipped
     assert (state.step, state.tokens, state.loss_scale.value) == (0, 0, 2.0**29)
     for name, weight in weights(state).items():
@@ -143,7 +146,7 @@ def test_an_overflow_changes_nothing_but_the_scale(ops):
         assert not any(moments[kind][name].any() for kind in moments)
     assert all(parameter.grad is None for parameter in state.model.parameters())
     while result.skipped:
-        result = train_step(state, batches(2), ops, lone_mesh(ops.comm), lr=1e-2, train=TRAIN)
+        result = train_step(state, batches(2), ops, lr=1e-2, train=TRAIN)
     assert state.step == 1
     assert state.loss_scale.skips == 0
 
@@ -151,14 +154,14 @@ def test_an_overflow_changes_nothing_but_the_scale(ops):
 def test_a_checkpoint_holds_the_scale(ops, tmp_path):
     state = state_of(ops, value=2.0**30)
     for _ in range(40):
-        train_step(state, batches(2), ops, lone_mesh(ops.comm), lr=1e-3, train=TRAIN)
+        train_step(state, batches(2), ops, lr=1e-3, train=TRAIN)
     save(state, tmp_path / "checkpoints", facts={}, keep=1)
     other = state_of(ops)
     load(other, *find_checkpoint(tmp_path))
     assert other.loss_scale == state.loss_scale
     for _ in range(3):
         for one in (state, other):
-            train_step(one, batches(2), ops, lone_mesh(ops.comm), lr=1e-3, train=TRAIN)
+            train_step(one, batches(2), ops, lr=1e-3, train=TRAIN)
     for name, weight in weights(state).items():
         assert torch.equal(weight, weights(other)[name]), name
     exact = state_of(ops, torch.float32)

@@ -26,6 +26,7 @@ from picotron_core.model.llama import Llama
 from picotron_core.model.requests import requests
 from picotron_core.ops import Ops
 from picotron_core.parallel.data import Replicas
+from picotron_core.parallel.layout import Layout
 from picotron_core.parallel.mesh import lone_mesh
 from picotron_core.precision import choose_precision
 from picotron_core.registry import Backend, Level
@@ -124,9 +125,11 @@ def measured_peak(work, backends):
     ) as profiler:
         model = Llama(work.architecture, ops)
         mesh = lone_mesh(ops.comm)
-        state = new_state(model, replicas(model, work.dtype, mesh, work.reduce_dtype))
+        state = new_state(
+            model, replicas(model, work.dtype, mesh, work.reduce_dtype), Layout(mesh=mesh)
+        )
         start = time.time_ns()
-        train_step(state, batches(work), ops, mesh, lr=1e-4, train=Train())
+        train_step(state, batches(work), ops, lr=1e-4, train=Train())
     events = sorted(
         (event.start_ns(), event.nbytes())
         for event in profiler.profiler.kineto_results.events()
@@ -187,8 +190,8 @@ def test_what_a_layer_keeps_is_foretold_to_the_byte(attention, swiglu, masked, d
 def test_weights_masters_and_moments_are_the_states(dtype, tied):
     a = replace(SHAPES["deep"][0], tie_word_embeddings=tied)
     work = work_of((a, 1, 32), dtype=dtype, backends=LEAN)
-    model = Llama(a, no_ops())
-    state = new_state(model, replicas(model, dtype, lone_mesh(COMM)))
+    model, mesh = Llama(a, no_ops()), lone_mesh(COMM)
+    state = new_state(model, replicas(model, dtype, mesh), Layout(mesh=mesh))
     worst = memory.peak(work)
     weights = {p.data_ptr(): p.nbytes for p in state.model.parameters()}
     masters = {m.data_ptr(): m.nbytes for m in state.masters.values()}

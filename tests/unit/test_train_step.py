@@ -17,6 +17,7 @@ from picotron_core.model.llama import Llama
 from picotron_core.model.requests import requests
 from picotron_core.ops.loss import IGNORE_INDEX
 from picotron_core.parallel.data import Replicas
+from picotron_core.parallel.layout import Layout
 from picotron_core.parallel.mesh import lone_mesh
 from picotron_core.registry.bind import bind
 from picotron_core.registry.plugins import load_registry
@@ -66,8 +67,12 @@ def model_of(ops, tied=True):
 
 def state_of(ops, tied=True, dtype=torch.float32):
     model = model_of(ops, tied)
-    axis = lone_mesh(ops.comm).data
-    return new_state(model, Replicas(model, device=CPU, dtype=dtype, axis=axis))
+    mesh = lone_mesh(ops.comm)
+    return new_state(
+        model,
+        Replicas(model, device=CPU, dtype=dtype, axis=mesh.data),
+        Layout(mesh=mesh),
+    )
 
 
 def batches(count, seed=0, ignored=0):
@@ -118,7 +123,7 @@ def test_steps_equal_torchs_adamw_on_the_mean_loss(ops, tied, clip):
     optimizer = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.95), eps=1e-8)
     for step in range(4):
         parts = batches(3, seed=step, ignored=2)
-        result = train_step(state, parts, ops, lone_mesh(ops.comm), lr=0.01, train=train)
+        result = train_step(state, parts, ops, lr=0.01, train=train)
         optimizer.zero_grad()
         loss = mean_loss(other, joined(parts))
         loss.backward()
@@ -136,8 +141,8 @@ def test_accumulation_equals_one_large_batch(ops):
     """With uneven counts of valid tokens: the one global division is what makes them equal."""
     parts = batches(3, ignored=2)
     whole, split = state_of(ops), state_of(ops)
-    train_step(whole, [joined(parts)], ops, lone_mesh(ops.comm), lr=0.01, train=TRAIN)
-    train_step(split, parts, ops, lone_mesh(ops.comm), lr=0.01, train=TRAIN)
+    train_step(whole, [joined(parts)], ops, lr=0.01, train=TRAIN)
+    train_step(split, parts, ops, lr=0.01, train=TRAIN)
     for name in whole.masters:
         torch.testing.assert_close(split.masters[name], whole.masters[name], rtol=1e-4, atol=1e-6)
 
@@ -157,8 +162,8 @@ def test_bfloat16_computes_low_and_updates_float32_masters(ops):
     start = weights(exact)
     for step in range(3):
         parts = batches(2, seed=step)
-        low = train_step(state, parts, ops, lone_mesh(ops.comm), lr=1e-4, train=TRAIN)
-        high = train_step(exact, parts, ops, lone_mesh(ops.comm), lr=1e-4, train=TRAIN)
+        low = train_step(state, parts, ops, lr=1e-4, train=TRAIN)
+        high = train_step(exact, parts, ops, lr=1e-4, train=TRAIN)
         assert low.loss == pytest.approx(high.loss, rel=2e-2)
         assert low.loss != high.loss
     parameters = dict(state.model.named_parameters())
@@ -178,8 +183,8 @@ def test_low_precision_gradients_are_summed_in_float32(ops):
     """300 equal micro-batches: a bfloat16 running sum stalls at 256 times its addend."""
     state, once = state_of(ops, dtype=torch.bfloat16), state_of(ops, dtype=torch.bfloat16)
     (part,) = batches(1)
-    many = train_step(state, [part] * 300, ops, lone_mesh(ops.comm), lr=0.01, train=TRAIN)
-    one = train_step(once, [part], ops, lone_mesh(ops.comm), lr=0.01, train=TRAIN)
+    many = train_step(state, [part] * 300, ops, lr=0.01, train=TRAIN)
+    one = train_step(once, [part], ops, lr=0.01, train=TRAIN)
     assert many.grad_norm == pytest.approx(one.grad_norm, rel=1e-4)
 
 
@@ -188,7 +193,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(ops):
     state.masters["model.norm.weight"].data[0] = math.nan
     before = weights(state)
     with pytest.raises(RunError, match=r"The loss is nan .* at step 1\. .*Lower train\.lr"):
-        train_step(state, batches(1), ops, lone_mesh(ops.comm), lr=0.01, train=TRAIN)
+        train_step(state, batches(1), ops, lr=0.01, train=TRAIN)
     assert state.step == 0
     for name, master in state.masters.items():
         assert torch.equal(master, before[name]) or name == "model.norm.weight"
@@ -198,14 +203,14 @@ def test_a_parameter_without_gradient_is_named(ops):
     state = state_of(ops)
     state.masters["model.norm.weight"].requires_grad_(False)
     with pytest.raises(RunError, match=r"model\.norm\.weight got no gradient"):
-        train_step(state, batches(1), ops, lone_mesh(ops.comm), lr=0.01, train=TRAIN)
+        train_step(state, batches(1), ops, lr=0.01, train=TRAIN)
 
 
 def test_evaluation_is_the_mean_over_all_tokens_and_changes_nothing(ops):
     state = state_of(ops)
     before = weights(state)
     parts = batches(3, ignored=2)
-    found = evaluate(state, parts, lone_mesh(ops.comm))
+    found = evaluate(state, parts)
     assert found == pytest.approx(mean_loss(state.model, joined(parts)).item(), rel=1e-5)
     assert all(torch.equal(master, before[name]) for name, master in state.masters.items())
     assert all(parameter.grad is None for parameter in state.model.parameters())
