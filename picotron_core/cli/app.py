@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -61,12 +62,19 @@ def train(
     resume: Annotated[
         str | None, typer.Option(help="Continue a run: its folder, or auto for the newest.")
     ] = None,
+    nproc: Annotated[
+        int, typer.Option(min=1, help="Ranks to start on this machine; torchrun starts its own.")
+    ] = 1,
     name: Annotated[str, typer.Option(help="The run's folder name: short for --run.name.")] = "",
     backends: Backends = "",
     plugin: Plugins = None,
     device: Device = "",
 ) -> int:
     """Train a model, by default on the source of Python's standard library."""
+    if nproc > 1:
+        from picotron_core.cli.launch import launch, without_nproc
+
+        return launch(nproc, without_nproc(sys.argv[1:]))
     from picotron_core.cli.job import find_run
     from picotron_core.cli.train import run_training
 

@@ -64,7 +64,11 @@ def plan(settings: Settings, *, nproc: int, as_json: bool) -> int:
         replicas=replicas,
         shards=replicas if config.parallel.zero else 1,
         bucket=bucket_capacity(config.parallel),
-        kernels={op: counted_as(op, selections[op].chosen) for op in COUNTED},
+        # A divided vocabulary's loss goes by chunks, as mem_efficient's does.
+        kernels={
+            op: counted_as(op, selections[op].chosen) if op in selections else "mem_efficient"
+            for op in COUNTED
+        },
     )
     fits = memory.fits(work) if device.memory_bytes else None
     answer = _answer(work, whole, selections) | {"ranks": nproc}
@@ -99,7 +103,10 @@ def _answer(work: Work, whole: Architecture, selections: Mapping[str, Selection]
         "accumulation": work.accumulation,
         "replicas": work.replicas,
         "shards": work.shards,
-        "backends": {op: selections[op].chosen.qualified_name for op in COUNTED},
+        "backends": {
+            op: selections[op].chosen.qualified_name if op in selections else "vocabulary-parallel"
+            for op in COUNTED
+        },
         "peak": {"moment": worst.name, **{part: getattr(worst, part) for part in memory.PARTS}},
         "most": {part: max(getattr(m, part) for m in moments) for part in memory.PARTS},
         "reserve": memory.reserve(work.device, worst),
@@ -125,7 +132,7 @@ def _speed(work: Work) -> speed.Speed | None:
 def _notes(settings: Settings, work: Work, selections: Mapping[str, Selection]) -> Sequence[str]:
     """What a reader must know of the estimate."""
     notes = []
-    for op in COUNTED:
+    for op in (op for op in COUNTED if op in selections):
         chosen = selections[op].chosen
         if normalise(chosen.backend.name) != work.kernels[op] or not chosen.provider.bundled:
             counted = work.kernels[op].replace("naive_math", "naive-math")
@@ -147,7 +154,7 @@ def _lean_ops(work: Work, registry: Registry, wanted: Sequence[Request]) -> list
 
     def able(candidate: Candidate) -> bool:
         asked = [request for request in wanted if request.op == candidate.backend.op]
-        return not judge(candidate, asked, installed_version).reasons
+        return bool(asked) and not judge(candidate, asked, installed_version).reasons
 
     return [
         candidate.backend.op

@@ -96,7 +96,7 @@ def training_requests(
             f"{architecture.max_position_embeddings}. Lower the one or raise the other."
         )
     refuse_tensor_parallel(architecture, settings.config.parallel.tp)
-    return requests(
+    asked = requests(
         slice_of(architecture, settings.config.parallel.tp),
         device=device,
         dtype=dtype,
@@ -107,6 +107,8 @@ def training_requests(
         world_size=world_size,
         network=stand_in(device),
     )
+    # A vocabulary that is divided has a loss of its own: parallel/vocabulary.py.
+    return [r for r in asked if settings.config.parallel.tp == 1 or r.op != "loss"]
 
 
 def selection_table(selections: Sequence[Selection]) -> Table:

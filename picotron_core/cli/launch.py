@@ -1,0 +1,78 @@
+"""`picotron train --nproc N`: the same command on N ranks of this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Sequence
+from inspect import signature
+from typing import Any
+
+from picotron_core.cli import INTERRUPTED
+from picotron_core.errors import ConfigError, RunError
+
+SAVE_S = 600  # Ctrl-C: what a save may take before torch's launcher kills its rank
+
+
+def launch(nproc: int, arguments: Sequence[str]) -> int:
+    """Start `picotron ARGUMENTS` as ranks 0 to N - 1 under torch's elastic launcher, wait for them.
+
+    Returns: the exit code of the rank that failed first, or 0.
+    Raises: RunError where a signal ended it, which it could not say itself.
+    """
+    if "WORLD_SIZE" in os.environ:
+        raise ConfigError(
+            "--nproc starts the ranks itself, but WORLD_SIZE is set: leave out --nproc under "
+            "torchrun, or unset WORLD_SIZE."
+        )
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # Each rank would take all cores for itself.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
+    # The ranks say what is wrong; the launcher would say it again, at length.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    options: dict[str, Any] = {}
+    if "shutdown_timeout" in signature(LaunchConfig).parameters:  # torch 2.13
+        options["shutdown_timeout"] = SAVE_S
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=nproc,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,
+        **options,
+    )
+    command = ["-m", "picotron_core.cli", *arguments]
+    try:
+        elastic_launch(config, sys.executable)(*command)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            name = signal.Signals(-failure.exitcode).name
+            raise RunError(f"Rank {rank} died of {name}; the others were stopped.") from None
+        return int(failure.exitcode)
+    except SignalException as error:
+        return INTERRUPTED if error.sigval == signal.SIGINT else 128 + int(error.sigval)
+    return 0
+
+
+def without_nproc(arguments: Sequence[str]) -> list[str]:
+    """A command line that asks for no ranks."""
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument == "--nproc":
+            skip = True
+        elif not argument.startswith("--nproc="):
+            kept.append(argument)
+    return kept
