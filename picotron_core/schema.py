@@ -115,6 +115,11 @@ class Train(Section):
 class Parallel(Section):
     """How the ranks divide the work. What these leave of the ranks are replicas of the model."""
 
+    pp: int = Field(1, ge=1, description="Stages that divide the layers (pipeline parallelism).")
+    schedule: Literal["1f1b", "afab", "interleaved"] = Field(
+        "1f1b", description="With pp: in which order a stage takes its micro-batches."
+    )
+    chunks: int = Field(2, ge=1, description="interleaved: chunks of layers that each stage has.")
     tp: int = Field(
         1, ge=1, description="Ranks that divide each matrix of the model (tensor parallelism)."
     )

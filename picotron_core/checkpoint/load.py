@@ -74,11 +74,9 @@ def _fill_parts(
     state: TrainState, targets: Mapping[str, Tensor], sources: Mapping[str, Tensor], folder: Path
 ) -> None:
     """Fill what this rank holds."""
-    named = state.model.named_parameters()
-    shapes = {name: state.layout.whole_shape(name, p) for name, p in named}
-    _refuse_other_models(shapes, sources, folder)
-    for name, whole in sources.items():
-        part = state.weights.part(name, state.layout.part(name, whole))
+    _refuse_other_models(state.layout.shapes, sources, folder)
+    for name, _ in state.model.named_parameters():
+        part = state.weights.part(name, state.layout.part(name, sources[name]))
         if part is not None:
             targets[name].data.copy_(part)
 

@@ -90,7 +90,13 @@ def prepare_job(
     )
     # A wish that cannot be met must not cost a tokenisation: the vocabulary decides no backend.
     draft = architecture_of(config, config.data.vocab_size if not config.model.path else 1)
-    refuse_layout(config.parallel, draft, world_size=world.size, seq_len=config.data.seq_len)
+    refuse_layout(
+        config.parallel,
+        draft,
+        world_size=world.size,
+        seq_len=config.data.seq_len,
+        accumulation=config.train.accumulation,
+    )
     asked = training_requests(settings, draft, device, precision.compute, world.size)
     select(settings, registry, asked)
 
@@ -123,7 +129,13 @@ def prepare_job(
             timeout_s=config.run.timeout_s,
         )
         started = ops.comm
-        mesh = make_mesh(ops.comm, rank=world.rank, world_size=world.size, tp=config.parallel.tp)
+        mesh = make_mesh(
+            ops.comm,
+            rank=world.rank,
+            world_size=world.size,
+            pp=config.parallel.pp,
+            tp=config.parallel.tp,
+        )
         model = _model(config, architecture, ops)
         reduce = getattr(torch, precision.reduce)
         weights, layout = parallelize(

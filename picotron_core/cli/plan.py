@@ -26,8 +26,12 @@ from picotron_core.engine.kernel_memory import COUNTED, Work, cost, counted_as
 from picotron_core.engine.metrics import matrix_product_rate
 from picotron_core.errors import ConfigError
 from picotron_core.model.architecture import Architecture
-from picotron_core.parallel.parallelize import bucket_capacity, refuse_layout
-from picotron_core.parallel.tensor import slice_of
+from picotron_core.parallel.parallelize import (
+    bucket_capacity,
+    in_flight,
+    rank_of,
+    refuse_layout,
+)
 from picotron_core.precision import choose_precision
 from picotron_core.registry import Request, Selection, normalise
 from picotron_core.registry.plugins import Registry
@@ -48,12 +52,18 @@ def plan(settings: Settings, *, nproc: int, as_json: bool) -> int:
     config, train = settings.config, settings.config.train
     precision = choose_precision(train.dtype, [device], reduce=train.reduce_dtype)
     whole = architecture_of(config, 1 if config.model.path else config.data.vocab_size)
-    nproc = nproc or config.parallel.tp
-    replicas = refuse_layout(config.parallel, whole, world_size=nproc, seq_len=config.data.seq_len)
+    nproc = nproc or config.parallel.pp * config.parallel.tp
+    replicas = refuse_layout(
+        config.parallel,
+        whole,
+        world_size=nproc,
+        seq_len=config.data.seq_len,
+        accumulation=train.accumulation,
+    )
     wanted = training_requests(settings, whole, device, precision.compute, nproc)
     selections = select(settings, registry, wanted)
     work = Work(
-        architecture=slice_of(whole, config.parallel.tp),
+        architecture=rank_of(config.parallel, whole),
         device=device,
         dtype=precision.compute,
         seq_len=config.data.seq_len,
@@ -61,6 +71,7 @@ def plan(settings: Settings, *, nproc: int, as_json: bool) -> int:
         accumulation=train.accumulation,
         document_mask=config.data.document_mask,
         reduce_dtype=precision.reduce,
+        in_flight=in_flight(config.parallel, train.accumulation),
         replicas=replicas,
         shards=replicas if config.parallel.zero else 1,
         bucket=bucket_capacity(config.parallel),

@@ -25,7 +25,8 @@ class Work:
 
     dtype, reduce_dtype: torch's names of what is computed in, and what gradients travel in.
     replicas: ranks that sum their gradients. shards: ranks that divide the optimizer's state.
-    bucket: numbers in a bucket of gradients.
+    bucket: numbers in a bucket of gradients. in_flight: micro-batches whose activations a pipeline
+    stage keeps at once.
     kernels: op -> the bundled backend by whose formulas it is counted, see `counted_as`.
     """
 
@@ -40,6 +41,7 @@ class Work:
     replicas: int = 1
     shards: int = 1
     bucket: int = 6_250_000
+    in_flight: int = 1
     kernels: Mapping[str, str] = field(default_factory=dict)
 
     @property

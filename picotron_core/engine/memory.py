@@ -74,7 +74,7 @@ def timeline(work: Work) -> list[Moment]:
             masters=share * FLOAT32 if narrow else 0,
             moments=share * FLOAT32 * len(STATES),
             gradients=FLOAT32 * (P if work.accumulation > 1 else _standing(work, made)),
-            activations=activations,
+            activations=activations + (work.in_flight - 1) * a.num_hidden_layers * layer,
             loss=loss,
             temporary=temporary,
         )

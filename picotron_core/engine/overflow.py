@@ -11,15 +11,14 @@ from torch.utils.hooks import RemovableHandle
 
 from picotron_core.data.loader import Batch
 from picotron_core.engine.state import TrainState
+from picotron_core.engine.step import batch_loss
 
 
-def first_overflow(
-    state: TrainState, batches: Iterable[Batch], loss_of: Callable[[Batch], Tensor]
-) -> str:
+def first_overflow(state: TrainState, batches: Iterable[Batch], *, factor: float) -> str:
     """Go through this rank's `batches` again, looking at all that comes out of every module.
 
     Args:
-        loss_of: the scaled loss of a batch.
+        factor: on the loss.
 
     Returns: a sentence about the first infinity or NaN, in the order of computation; "" if there is
         none. The gradients that it makes are dropped.
@@ -28,9 +27,12 @@ def first_overflow(
     handles = list(_watch(state.model, found))
     state.weights.expect(last=False)  # nothing is to be sent
     try:
+        if pipeline := state.layout.pipeline:
+            pipeline.train(list(batches), factor=factor, expect=lambda _: None)
+            return found[0] if found else ""
         for number, batch in enumerate(batches):
             before = len(found)
-            loss = loss_of(batch)
+            loss = batch_loss(state, batch) * factor
             _look(loss, "the loss", found)
             loss.backward()  # type: ignore[no-untyped-call]
             if found and not before:

@@ -47,8 +47,9 @@ class TrainState:
         through them together, for each holds a part.
         """
         for kind, parts in (("", self.masters), *self.moments.items()):
-            for name, whole in self.weights.wholes(parts):
-                yield kind, name, self.layout.whole(name, whole.detach())
+            mine = dict(self.weights.wholes(parts))
+            for name, whole in self.layout.wholes(mine):
+                yield kind, name, whole
 
 
 def new_state(model: Llama, weights: Weights, layout: Layout) -> TrainState:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,11 +43,7 @@ def train_step(
     factor = scale.factor if scale else 1.0
     device = state.device
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, valid tokens, |gradient|^2
-    for batch, last in _with_last(batches):
-        weights.expect(last=last)
-        loss = batch_loss(state, batch)
-        (loss * factor).backward()  # type: ignore[no-untyped-call]
-        sums[:2] += _loss_and_tokens(state, loss, batch)
+    sums[:2] = _forward_and_backward(state, batches, factor)
     gradients = weights.gradients()
     sums[2] = _square(state, gradients)
     # over all ranks: all_reduce(sum). All decide by the same numbers: a rank that skipped a step
@@ -86,9 +82,12 @@ def evaluate(state: TrainState, batches: Iterable[Batch]) -> float:
     """The mean loss in nats per token over the batches of all ranks."""
     device = state.device
     sums = torch.zeros(2, dtype=torch.float64, device=device)
-    for batch in batches:
-        loss = batch_loss(state, batch)
-        sums += _loss_and_tokens(state, loss, batch)
+    if pipeline := state.layout.pipeline:
+        every = list(batches)
+        sums += _loss_and_tokens(state, pipeline.evaluate(every), every)
+    else:
+        for batch in batches:
+            sums += _loss_and_tokens(state, [batch_loss(state, batch)], [batch])
     state.layout.mesh.world.all_reduce(sums)  # over all ranks: all_reduce(sum)
     return float(sums[0] / sums[1])
 
@@ -107,10 +106,32 @@ def batch_loss(state: TrainState, batch: Batch) -> Tensor:
     return state.model.loss(inputs, targets, doc_ids=doc_ids)
 
 
-def _loss_and_tokens(state: TrainState, loss: Tensor, batch: Batch) -> Tensor:
-    """What this rank adds to the sums over all ranks: those of a tp axis have the same batch."""
-    tokens = (batch.targets != IGNORE_INDEX).sum().double().to(loss.device)
-    return torch.stack([loss.detach().double(), tokens]) * state.layout.mesh.tp.is_first
+def _forward_and_backward(state: TrainState, batches: Iterable[Batch], factor: float) -> Tensor:
+    """Leave the gradients with the weights; returns `_loss_and_tokens` of all batches."""
+    weights = state.weights
+    if pipeline := state.layout.pipeline:
+        every = list(batches)
+        losses = pipeline.train(every, factor=factor, expect=lambda last: weights.expect(last=last))
+        return _loss_and_tokens(state, losses, every)
+    sums = torch.zeros(2, dtype=torch.float64, device=state.device)
+    for batch, last in _with_last(batches):
+        weights.expect(last=last)
+        loss = batch_loss(state, batch)
+        (loss * factor).backward()  # type: ignore[no-untyped-call]
+        sums += _loss_and_tokens(state, [loss], [batch])
+    return sums
+
+
+def _loss_and_tokens(
+    state: TrainState, losses: Sequence[Tensor], batches: Sequence[Batch]
+) -> Tensor:
+    """What this rank adds to the sums over all ranks: several may have the same batch."""
+    sums = torch.zeros(2, dtype=torch.float64, device=state.device)
+    if state.layout.has_loss:
+        for loss, batch in zip(losses, batches, strict=True):
+            sums[0] += loss.detach().double()
+            sums[1] += (batch.targets != IGNORE_INDEX).sum().to(sums.device)
+    return sums
 
 
 def _square(state: TrainState, gradients: dict[str, Tensor]) -> Tensor:

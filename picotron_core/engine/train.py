@@ -15,7 +15,7 @@ from picotron_core.engine.metrics import peak_memory_bytes as peak_memory
 from picotron_core.engine.overflow import first_overflow
 from picotron_core.engine.schedule import learning_rate
 from picotron_core.engine.state import TrainState
-from picotron_core.engine.step import batch_loss, evaluate, train_step
+from picotron_core.engine.step import evaluate, train_step
 from picotron_core.errors import NotFiniteError
 from picotron_core.ops import Ops
 from picotron_core.parallel.world import World
@@ -84,8 +84,8 @@ def _overflowing(
     state: TrainState, scale: LossScale, batches: Iterator[Batch], world: World
 ) -> str:
     """Why the run stops. All ranks call it, for the overflow may be of one rank's batch alone."""
-    factor = scale.factor
-    mine = first_overflow(state, batches, lambda batch: batch_loss(state, batch) * factor)
+    # The scale is halved already: what overflowed did so with twice of it.
+    mine = first_overflow(state, batches, factor=2 * scale.factor)
     told = world.gather("overflow", mine)
     place = next((f" On rank {rank} {text}." for rank, text in enumerate(told) if text), "")
     return (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -41,27 +41,38 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Token ids (B, T) -> hidden states (B, T, E) after the final norm."""
+    """Token ids (B, T) -> hidden states (B, T, E) after the final norm.
+
+    A pipeline stage has some of the layers, under the numbers that they have in the whole model.
+    """
 
     def __init__(self, architecture: Architecture, ops: Ops) -> None:
         super().__init__()
         E = architecture.hidden_size
         self.embed_tokens = nn.Embedding(architecture.vocab_size, E)
         self.embed: Embed = embed
-        self.layers = nn.ModuleList(
-            Layer(architecture, ops, layer=layer) for layer in range(architecture.num_hidden_layers)
+        self.last = architecture.num_hidden_layers - 1
+        self.layers = nn.ModuleDict(
+            {str(n): Layer(architecture, ops, layer=n) for n in range(self.last + 1)}
         )
         self.norm = RMSNorm(E, eps=architecture.rms_norm_eps, norm=ops.norm)
         self.rope_tables = RopeTables(architecture)
 
-    def forward(self, input_ids: Tensor, doc_ids: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        doc_ids: Tensor | None,
+        cache: KVCache | None,
+        hidden: Tensor | None = None,
+        layers: Sequence[int] | None = None,
+    ) -> Tensor:
+        layers = range(self.last + 1) if layers is None else layers
         start = 0 if cache is None else cache.length
         cos, sin = self.rope_tables(start, input_ids.shape[1], input_ids.device)
-        x = self.embed(input_ids, self.embed_tokens.weight)
-        for layer in self.layers:
-            x = layer(x, cos, sin, doc_ids, cache)
-        hidden: Tensor = self.norm(x)
-        return hidden
+        x = self.embed(input_ids, self.embed_tokens.weight) if hidden is None else hidden
+        for number in layers:
+            x = self.layers[str(number)](x, cos, sin, doc_ids, cache)
+        return self.norm(x) if self.last in layers else x
 
 
 class Llama(nn.Module):
@@ -84,7 +95,7 @@ class Llama(nn.Module):
 
     def tie(self) -> None:
         """Make a tied head the embedding's weight, after either was replaced."""
-        if self.architecture.tie_word_embeddings:
+        if self.architecture.tie_word_embeddings and hasattr(self, "lm_head"):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Llama:
@@ -94,7 +105,13 @@ class Llama(nn.Module):
         return self
 
     def forward(
-        self, input_ids: Tensor, *, doc_ids: Tensor | None = None, cache: KVCache | None = None
+        self,
+        input_ids: Tensor,
+        *,
+        doc_ids: Tensor | None = None,
+        cache: KVCache | None = None,
+        hidden: Tensor | None = None,
+        layers: Sequence[int] | None = None,
     ) -> Tensor:
         """The hidden states that the head reads.
 
@@ -102,6 +119,8 @@ class Llama(nn.Module):
             input_ids: (B, T) integers in [0, V).
             doc_ids: (B, T) integers; a token attends only within its own document.
             cache: the tokens come after those in it, and are added to it.
+            hidden: (B, T, E), in place of the embeddings: what the layers before made of them.
+            layers: the numbers of those to go through; None is all.
 
         Returns: (B, T, E), dtype of the parameters.
         Raises: ValueError beyond max_position_embeddings, or for doc_ids together with a cache.
@@ -110,8 +129,8 @@ class Llama(nn.Module):
             raise ValueError(
                 "doc_ids with a KV cache: the cache does not keep its tokens' documents"
             )
-        hidden: Tensor = self.model(input_ids, doc_ids, cache)
-        return hidden
+        out: Tensor = self.model(input_ids, doc_ids, cache, hidden, layers)
+        return out
 
     def reads(self) -> dict[nn.Module, list[str]]:
         """The modules that are called, in the order of forward, and the parameters that must be
@@ -119,9 +138,10 @@ class Llama(nn.Module):
         """
         modules: list[tuple[nn.Module, Sequence[str]]] = [
             (self.model, ["model.embed_tokens."]),
-            *((layer, [f"model.layers.{n}."]) for n, layer in enumerate(self.model.layers)),
-            (self.model.norm, ["model.norm.", "lm_head."]),
+            *((layer, [f"model.layers.{n}."]) for n, layer in self.model.layers.items()),
         ]
+        if hasattr(self, "lm_head"):
+            modules.append((self.model.norm, ["model.norm.", "lm_head."]))
         names = [name for name, _ in self.named_parameters()]
         return {
             module: [name for name in names if name.startswith(tuple(prefixes))]
@@ -141,7 +161,22 @@ class Llama(nn.Module):
 
         Returns: () float32, in nats.
         """
-        hidden = self(input_ids, doc_ids=doc_ids).flatten(0, 1)
-        return self.loss_of(
-            hidden, self.lm_head.weight, targets.flatten(), ignore_index=IGNORE_INDEX
-        )
+        return self.loss_after(self(input_ids, doc_ids=doc_ids), targets)
+
+    def loss_after(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """As `loss`, from what `forward` returned."""
+        weight, flat = self.lm_head.weight, hidden.flatten(0, 1)
+        return self.loss_of(flat, weight, targets.flatten(), ignore_index=IGNORE_INDEX)
+
+    def keep(self, layers: Collection[int], *, embedding: bool, head: bool) -> None:
+        """Drop all but these layers, and the embedding or the norm and the head with it.
+
+        A tied head keeps the embedding's weight under the embedding's name.
+        """
+        decoder, tied = self.model, self.architecture.tie_word_embeddings
+        for number in set(map(int, decoder.layers)) - set(layers):
+            del decoder.layers[str(number)]
+        if not (embedding or (head and tied)):
+            del decoder.embed_tokens
+        if not head:
+            del decoder.norm, self.lm_head

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from picotron_core.ops.comm import Work
-from picotron_core.parallel.flat import Gradients, buckets_of
+from picotron_core.parallel.flat import Gradients, buckets_of, sizes_in_order
 from picotron_core.parallel.mesh import Axis
 
 
@@ -66,6 +66,7 @@ class Replicas:
 
     reduce: what gradients travel in; float32 keeps every bit.
     capacity: numbers in a bucket.
+    shared: parameters that other stages have as well, and the axis to add their gradients over.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Replicas:
         axis: Axis,
         reduce: torch.dtype = torch.float32,
         capacity: int = 0,
+        shared: Mapping[str, Axis] | None = None,
     ) -> None:
         self.axis = axis
         self.reduce = reduce if axis.size > 1 else torch.float32  # alone, nothing travels
@@ -89,11 +91,13 @@ class Replicas:
             model.to(device, dtype)
         self.parameters = dict(model.named_parameters())
         self.buckets = buckets_of(
-            {name: master.numel() for name, master in self.masters.items()},
+            sizes_in_order(self.masters, shared or {}),
             capacity=capacity if axis.size > 1 else 0,
             multiple=axis.size,
         )
-        self._gradients = Gradients(self.parameters, self.buckets, self._sum_over_ranks)
+        self._gradients = Gradients(
+            self.parameters, self.buckets, self._sum_over_ranks, shared or {}
+        )
         self._on_their_way: list[tuple[Work, Tensor, Tensor]] = []
 
     def expect(self, *, last: bool) -> None:

@@ -6,13 +6,14 @@ its way while backward still computes the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from picotron_core.errors import RunError
+from picotron_core.parallel.mesh import Axis
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,12 @@ def buckets_of(sizes: Mapping[str, int], *, capacity: int, multiple: int = 1) ->
     return tuple(buckets)
 
 
+def sizes_in_order(tensors: Mapping[str, Tensor], shared: Collection[str]) -> dict[str, int]:
+    """Numbers in each parameter; first, and so in the last bucket, those that come last."""
+    names = [*(n for n in tensors if n in shared), *(n for n in tensors if n not in shared)]
+    return {name: tensors[name].numel() for name in names}
+
+
 class Gradients:
     """Adds up gradients in flat float32 buffers, and hands each on as soon as it is complete.
 
@@ -63,13 +70,18 @@ class Gradients:
         parameters: Mapping[str, nn.Parameter],
         buckets: tuple[Bucket, ...],
         on_full: Callable[[int, Tensor], None],
+        shared: Mapping[str, Axis],
     ) -> None:
-        """on_full: gets a bucket's number and its buffer, in the order of the buckets on every
+        """shared: parameters that other ranks of an axis have as well, with gradients of their own
+        to be added: at the end, for those ranks are not done at the same time.
+
+        on_full: gets a bucket's number and its buffer, in the order of the buckets on every
         rank, since collectives must be: a bucket that is full early waits for those before it.
         """
         self.last = True  # the window's last micro-batch: hand on what is complete
         self._buckets = buckets
         self._on_full = on_full
+        self._shared = shared
         self.drop()
         for number, bucket in enumerate(buckets):
             for name in bucket.spans:
@@ -79,6 +91,7 @@ class Gradients:
         """Forget everything of this window."""
         self._buffers: list[Tensor | None] = [None] * len(self._buckets)
         self._missing = [set(bucket.spans) for bucket in self._buckets]
+        self._came: set[str] = set()  # of the shared ones
         self._next = 0
 
     def finish(self) -> None:
@@ -86,6 +99,8 @@ class Gradients:
 
         Raises: RunError for a parameter whose gradient did not come.
         """
+        self._add_shared()
+        self._hand_on()
         for missing in self._missing:
             for name in missing:
                 raise RunError(
@@ -93,6 +108,16 @@ class Gradients:
                     "--backends naive-math, and prove the backends in use with the conformance "
                     "suite."
                 )
+
+    def _add_shared(self) -> None:
+        for number, bucket in enumerate(self._buckets):
+            for name in self._shared.keys() & bucket.spans.keys() & self._came:
+                start, stop = bucket.spans[name]
+                buffer = self._buffers[number]
+                assert buffer is not None
+                # at the end of a step: all_reduce(sum) over the first and the last stage
+                self._shared[name].all_reduce(buffer[start:stop])
+                self._missing[number].discard(name)
 
     def _hook(self, name: str, number: int) -> Callable[[Tensor], None]:
         bucket = self._buckets[number]
@@ -109,7 +134,9 @@ class Gradients:
                     buffer = torch.zeros(bucket.size, dtype=torch.float32, device=gradient.device)
                     self._buffers[number] = buffer
                 buffer[start:stop].view(gradient.shape).add_(gradient)
-            if self.last:
+            if self.last and name in self._shared:
+                self._came.add(name)
+            elif self.last:
                 self._missing[number].discard(name)
                 self._hand_on()
 

@@ -67,6 +67,27 @@ class Axis:
             return Done()
         return self.comm.reduce_scatter_tensor(output, tensor, group=self.group, async_op=async_op)
 
+    def broadcast(self, tensor: Tensor, index: int) -> None:
+        """In place: tensor <- that of the rank at `index` of the axis."""
+        if self.size > 1:
+            self.comm.broadcast(tensor, src=self.ranks[index], group=self.group)
+
+    def send_to_next(self, tensor: Tensor) -> Work:
+        """To the next rank, the first after the last; in flight until waited for."""
+        peer = self.ranks[(self.index + 1) % self.size]
+        return self.comm.send(tensor, dst=peer, group=self.group, async_op=True)
+
+    def recv_from_previous(self, tensor: Tensor) -> None:
+        self.comm.recv(tensor, src=self.ranks[self.index - 1], group=self.group)
+
+    def send_to_previous(self, tensor: Tensor) -> Work:
+        peer = self.ranks[self.index - 1]
+        return self.comm.send(tensor, dst=peer, group=self.group, async_op=True)
+
+    def recv_from_next(self, tensor: Tensor) -> None:
+        peer = self.ranks[(self.index + 1) % self.size]
+        self.comm.recv(tensor, src=peer, group=self.group)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mesh:
@@ -74,6 +95,9 @@ class Mesh:
 
     data: dp and cp as one. Both split the tokens of a batch, and every rank of either has the same
         weights: gradients are summed over it.
+    back: pp again, by a group of its own: what comes back must not mix with what goes on.
+    ends: the first and the last stage, which share a tied embedding; one rank where pp is 1, and
+        on the stages between.
     world: all ranks.
     device_mesh: the axes of more than one rank as torch's `DeviceMesh`, with the groups that the
         comm op made, for code that wants one; None where those are not torch's.
@@ -84,6 +108,8 @@ class Mesh:
     cp: Axis
     tp: Axis
     data: Axis
+    back: Axis
+    ends: Axis
     world: Axis
     device_mesh: object | None = field(default=None, repr=False)
 
@@ -101,9 +127,13 @@ def make_mesh(
     grid = torch.arange(world_size).view(dp, pp, cp, tp)
     axes = {name: _axis(name, (name,), grid, comm, rank) for name in AXES}
     data = _axis("data", ("dp", "cp"), grid, comm, rank) if cp > 1 else axes["dp"]
+    back = _axis("back", ("pp",), grid, comm, rank) if pp > 1 else axes["pp"]
+    ends = _axis("ends", ("pp",), grid[:, [0, -1]], comm, rank) if pp > 2 else axes["pp"]
     ranks = tuple(range(world_size))
     world = Axis(name="world", ranks=ranks, index=rank, comm=comm)  # group None: all ranks
-    return Mesh(**axes, data=data, world=world, device_mesh=_device_mesh(axes, grid))
+    return Mesh(
+        **axes, data=data, back=back, ends=ends, world=world, device_mesh=_device_mesh(axes, grid)
+    )
 
 
 def data_parallel_degree(world_size: int, *, pp: int = 1, cp: int = 1, tp: int = 1) -> int:
@@ -133,10 +163,10 @@ def _axis(name: str, along: Sequence[str], grid: Tensor, comm: Comm, rank: int) 
     fixed = [dim for dim in range(grid.ndim) if dim not in moving]
     size = prod(grid.shape[dim] for dim in moving)
     rows = grid.permute(*fixed, *moving).reshape(-1, size).tolist()
-    mine: tuple[int, ...] = ()
+    mine: tuple[int, ...] = (rank,)  # of a grid that leaves this rank out
     group: Group = None
     for row in rows:
-        made = comm.new_group(row) if 1 < size < grid.numel() else None  # None: all ranks
+        made = comm.new_group(row) if size > 1 else None
         if rank in row:
             mine, group = tuple(row), made
     return Axis(name=name, ranks=mine, index=mine.index(rank), comm=comm, group=group)

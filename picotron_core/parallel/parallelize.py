@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from picotron_core.errors import ConfigError
 from picotron_core.model.architecture import Architecture
 from picotron_core.model.llama import Llama
 from picotron_core.parallel.data import Replicas, Weights
-from picotron_core.parallel.layout import Layout
+from picotron_core.parallel.layout import Layout, shapes_of
 from picotron_core.parallel.mesh import Mesh, data_parallel_degree
-from picotron_core.parallel.tensor import cuts_of, divide, refuse_tensor_parallel
+from picotron_core.parallel.pipeline import (
+    EMBEDDING,
+    cut_into_stages,
+    order_of,
+    owners_of,
+    stages_of,
+)
+from picotron_core.parallel.tensor import cuts_of, divide, refuse_tensor_parallel, slice_of
 from picotron_core.parallel.zero1 import Shards
 from picotron_core.schema import Parallel
 
@@ -32,7 +41,14 @@ def parallelize(
     Args:
         reduce: what gradients travel in.
     """
+    shapes = shapes_of(model)
     cuts = cuts_of(model, mesh.tp)
+    pipeline, owners, shared = None, {}, {}
+    if mesh.pp.size > 1:
+        owners = owners_of(model, settings)
+        pipeline = cut_into_stages(model, settings, mesh)
+        if model.architecture.tie_word_embeddings:
+            shared = {EMBEDDING: mesh.ends}
     if mesh.tp.size > 1:
         divide(model, cuts, mesh.tp, sequence=settings.sequence)
     weights: Weights
@@ -46,16 +62,29 @@ def parallelize(
             capacity=capacity,
             reads=model.reads(),
             reduce=reduce,
+            shared=shared,
         )
     else:
         weights = Replicas(
-            model, device=device, dtype=dtype, axis=mesh.data, capacity=capacity, reduce=reduce
+            model,
+            device=device,
+            dtype=dtype,
+            axis=mesh.data,
+            capacity=capacity,
+            reduce=reduce,
+            shared=shared,
         )
-    return weights, Layout(mesh=mesh, cuts=cuts)
+    layout = Layout(mesh=mesh, shapes=shapes, cuts=cuts, owners=owners, pipeline=pipeline)
+    return weights, layout
 
 
 def refuse_layout(
-    settings: Parallel, architecture: Architecture, *, world_size: int, seq_len: int
+    settings: Parallel,
+    architecture: Architecture,
+    *,
+    world_size: int,
+    seq_len: int,
+    accumulation: int,
 ) -> int:
     """How many replicas of the model the ranks hold.
 
@@ -67,9 +96,32 @@ def refuse_layout(
             f"parallel.sequence divides each sequence among {settings.tp} ranks, but data.seq_len "
             f"is {seq_len}. Use --data.seq_len {seq_len - seq_len % settings.tp or settings.tp}."
         )
-    return data_parallel_degree(world_size, tp=settings.tp)
+    if settings.pp > 1:
+        stages_of(architecture.num_hidden_layers, settings)
+        order_of(settings, stage=0, micro_batches=accumulation)
+    return data_parallel_degree(world_size, pp=settings.pp, tp=settings.tp)
 
 
 def bucket_capacity(settings: Parallel) -> int:
     """Numbers in a bucket of gradients."""
     return int(settings.bucket_mb * 1e6 / FLOAT32_BYTES)
+
+
+def rank_of(settings: Parallel, architecture: Architecture) -> Architecture:
+    """The architecture of one rank's part, for counting: of its largest stage, and as if that had
+    the embedding and the head.
+    """
+    layers = -(-architecture.num_hidden_layers // settings.pp)
+    return replace(slice_of(architecture, settings.tp), num_hidden_layers=layers)
+
+
+def in_flight(settings: Parallel, accumulation: int) -> int:
+    """Micro-batches whose activations the first stage keeps at once."""
+    if settings.pp == 1:
+        return 1
+    kept = waiting = 0
+    for kind, _, _ in order_of(settings, stage=0, micro_batches=accumulation):
+        waiting += 1 if kind == "forward" else -1
+        kept = max(kept, waiting)
+    chunks = settings.chunks if settings.schedule == "interleaved" else 1
+    return -(-kept // chunks)

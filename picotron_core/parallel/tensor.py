@@ -112,16 +112,21 @@ def cuts_of(model: Llama, tp: Axis) -> dict[str, Cut]:
 
 
 def divide(model: Llama, cuts: Mapping[str, Cut], tp: Axis, *, sequence: bool) -> None:
-    """Cut the model's parameters, and put the regions around its blocks."""
-    for name, cut in cuts.items():
+    """Cut the model's parameters, and put the regions around its blocks.
+
+    Args:
+        cuts: of the whole model; a pipeline stage has some of it.
+    """
+    mine = [name for name, _ in model.named_parameters() if name in cuts]
+    for name in mine:
         module = model.get_submodule(name.rpartition(".")[0])
         module.register_parameter(
-            "weight", nn.Parameter(cut.part(model.get_parameter(name).detach()))
+            "weight", nn.Parameter(cuts[name].part(model.get_parameter(name).detach()))
         )
     model.tie()
     enter: Region = _Enter(tp, sequence)
     leave: Region = _Leave(tp, sequence)
-    for number in range(len(model.model.layers)):
+    for number in model.model.layers:
         for name in ("self_attn", "mlp"):
             block = model.get_submodule(f"model.layers.{number}.{name}")
             block.register_forward_pre_hook(lambda _, x: (enter(x[0]), *x[1:]))
@@ -129,7 +134,8 @@ def divide(model: Llama, cuts: Mapping[str, Cut], tp: Axis, *, sequence: bool) -
     size = model.architecture.vocab_size
     embedding, loss = parallel_embedding(tp, size), parallel_loss(tp, size)
     model.model.embed = lambda ids, weight: leave(embedding(ids, weight))
-    model.model.norm.register_forward_hook(lambda _, __, out: enter(out))
+    if hasattr(model, "lm_head"):
+        model.model.norm.register_forward_hook(lambda _, __, out: enter(out))
     model.loss_of = loss
     if sequence:
         _sum_what_each_saw_a_part_of(model, tp)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from picotron_core.ops.comm import Work
-from picotron_core.parallel.flat import Bucket, Gradients, buckets_of
+from picotron_core.parallel.flat import Bucket, Gradients, buckets_of, sizes_in_order
 from picotron_core.parallel.mesh import Axis
 
 IN_FLIGHT = 2  # full buckets that wait for their sum: a slow network must not keep all of them
@@ -43,12 +43,13 @@ class Shards:
         capacity: int,
         reads: Mapping[nn.Module, list[str]],
         reduce: torch.dtype = torch.float32,
+        shared: Mapping[str, Axis] | None = None,
     ) -> None:
         self.axis, self.reduce = axis, reduce
         model.to(device)
         self.parameters = dict(model.named_parameters())
         self.shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
-        sizes = {name: parameter.numel() for name, parameter in self.parameters.items()}
+        sizes = sizes_in_order(self.parameters, shared or {})
         self.buckets = buckets_of(sizes, capacity=capacity, multiple=axis.size)
         self.masters: dict[str, Tensor] = {}
         self._flat: list[Tensor] = []  # the parameters, which are views of it
@@ -56,7 +57,7 @@ class Shards:
         for bucket in self.buckets:
             self._lay_out(bucket, dtype)
         self.masters = {name: self.masters[name] for name in sizes if name in self.masters}
-        self._gradients = Gradients(self.parameters, self.buckets, self._scatter)
+        self._gradients = Gradients(self.parameters, self.buckets, self._scatter, shared or {})
         self._on_their_way: list[tuple[Work, Tensor, Tensor]] = []
         self._summed: list[Tensor] = []
         self._coming: dict[int, tuple[Work, Tensor]] = {}

@@ -89,13 +89,14 @@ def first_gradients(
     state: TrainState, mesh: Mesh, layout: dict[str, object]
 ) -> dict[str, torch.Tensor]:
     batches = micro_batches(0, mesh, layout)
-    for number, batch in enumerate(batches):
-        state.weights.expect(last=number == len(batches) - 1)
-        batch_loss(state, batch).backward()  # type: ignore[no-untyped-call]
-    found = {
-        f"gradient.{name}": state.layout.whole(name, whole).clone()
-        for name, whole in state.weights.wholes(state.weights.gradients())
-    }
+    if pipeline := state.layout.pipeline:
+        pipeline.train(batches, factor=1.0, expect=lambda last: state.weights.expect(last=last))
+    else:
+        for number, batch in enumerate(batches):
+            state.weights.expect(last=number == len(batches) - 1)
+            batch_loss(state, batch).backward()  # type: ignore[no-untyped-call]
+    mine = dict(state.weights.wholes(state.weights.gradients()))
+    found = {f"gradient.{name}": whole.clone() for name, whole in state.layout.wholes(mine)}
     state.weights.drop_gradients()
     return found
 
@@ -108,7 +109,7 @@ def main(layout: dict[str, object], output: Path) -> None:
     noted = NotedComm(ops.comm)
     noted.start(store=world.store, rank=world.rank, world_size=world.size, device=CPU, timeout_s=60)
     degrees = Parallel.model_validate(layout.get("parallel", {}))
-    mesh = make_mesh(noted, rank=world.rank, world_size=world.size, tp=degrees.tp)
+    mesh = make_mesh(noted, rank=world.rank, world_size=world.size, pp=degrees.pp, tp=degrees.tp)
     model = Llama(model_of, ops)
     initialise(model, seed=1)
     # Buckets of 4000 numbers: several of them, and one that a large parameter has to itself.

@@ -26,7 +26,7 @@ from picotron_core.model.init import initialise
 from picotron_core.model.llama import Llama
 from picotron_core.model.requests import requests
 from picotron_core.parallel.data import Replicas
-from picotron_core.parallel.layout import Layout
+from picotron_core.parallel.layout import Layout, shapes_of
 from picotron_core.parallel.mesh import make_mesh
 from picotron_core.parallel.world import join
 from picotron_core.registry.bind import bind
@@ -70,7 +70,7 @@ def main(attempts: int) -> None:
     initialise(model, seed=1)
     mesh = make_mesh(ops.comm, rank=world.rank, world_size=world.size)
     weights = Replicas(model, device=cpu, dtype=torch.float16, axis=mesh.data)
-    state = new_state(model, weights, Layout(mesh=mesh))
+    state = new_state(model, weights, Layout(mesh=mesh, shapes=shapes_of(model)))
     state.loss_scale = LossScale(value=2.0**8, tokens=SHARES * B * T, growth=1)
 
     struck, poisoned = False, None

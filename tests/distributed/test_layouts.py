@@ -91,6 +91,26 @@ def test_slices_of_matrices_train_the_run_of_one(
     close(found, alone(**model))
 
 
+@pytest.mark.parametrize(
+    ("world_size", "parallel", "accumulation", "tied", "documents"),
+    [
+        (2, {"pp": 2}, 3, True, False),
+        (4, {"pp": 4, "schedule": "afab"}, 3, True, True),
+        (3, {"pp": 3}, 1, False, True),
+        (2, {"pp": 2, "schedule": "interleaved"}, 6, True, True),
+        (4, {"pp": 2, "zero": 1}, 3, True, False),
+        (4, {"pp": 2, "tp": 2, "sequence": True}, 3, True, True),
+    ],
+)
+def test_stages_train_the_run_of_one(
+    run_ranks, alone, tmp_path, world_size, parallel, accumulation, tied, documents
+):
+    model = {"tied": tied, "documents": documents}
+    layout = {**model, "accumulation": accumulation, "parallel": parallel}
+    found, _ = run(run_ranks, layout, world_size, tmp_path)
+    close(found, alone(**model))
+
+
 def traffic(told: list) -> int:
     return sum(call["moved"] for rank in told for call in rank["calls"])
 

@@ -76,16 +76,25 @@ def test_what_two_ranks_divided_one_resumes_whole(picotron, tiny, tmp_path, run_
     assert losses(tmp_path / "two") == pytest.approx(wanted, rel=1e-6)
 
 
-def test_two_ranks_with_a_slice_each_train_the_run_of_one(picotron, tiny, tmp_path, run_ranks):
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--parallel.tp", "2", "--parallel.sequence", "true"),
+        ("--parallel.pp", "2", "--train.micro_batch", "2", "--train.accumulation", "2"),
+    ],
+)
+def test_two_ranks_with_a_part_each_train_the_run_of_one(
+    picotron, tiny, tmp_path, run_ranks, flags
+):
+    more = ("--name", "two", *flags)
     assert picotron(*command(tiny, tmp_path, "--name", "one")[2:])[0] == 0
-    more = ("--name", "two", "--parallel.tp", "2", "--parallel.sequence", "true")
     results = run_ranks(command(tiny, tmp_path, *more, "--checkpoint.every", "3"), world_size=2)
     assert [result.returncode for result in results] == [0, 0], results
     for key, rel in (("loss", 1e-5), ("val_loss", 1e-5), ("grad_norm", 1e-4), ("tokens", 0)):
         found, wanted = (losses(tmp_path / name, key) for name in ("two", "one"))
         assert found == pytest.approx(wanted, rel=rel), key
     middle = str(tmp_path / "two" / "checkpoints" / "step-00000003")
-    alone = ("--parallel.tp", "1", "--parallel.sequence", "false")
+    alone = ("--parallel.tp", "1", "--parallel.pp", "1", "--parallel.sequence", "false")
     assert picotron("train", "--resume", middle, *alone)[0] == 0
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
 
@@ -94,6 +103,7 @@ def test_two_ranks_with_a_slice_each_train_the_run_of_one(picotron, tiny, tmp_pa
     ("flags", "told"),
     [
         (("--parallel.tp", "3"), "does not divide the model's num_attention_heads"),
+        (("--parallel.pp", "3"), "3 stages of 1 chunks need 3 layers, but the model has 2"),
         (("--parallel.tp", "2"), "2 ranks hold one copy of the model, but there are 1 ranks"),
     ],
 )

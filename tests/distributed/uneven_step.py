@@ -18,7 +18,7 @@ from picotron_core.model.llama import Llama
 from picotron_core.model.requests import requests
 from picotron_core.ops.loss import IGNORE_INDEX
 from picotron_core.parallel.data import Replicas
-from picotron_core.parallel.layout import Layout
+from picotron_core.parallel.layout import Layout, shapes_of
 from picotron_core.parallel.mesh import make_mesh
 from picotron_core.parallel.world import join
 from picotron_core.registry.bind import bind
@@ -60,7 +60,7 @@ def main() -> None:
     initialise(model, seed=1)
     mesh = make_mesh(ops.comm, rank=world.rank, world_size=world.size)
     weights = Replicas(model, device=cpu, dtype=torch.float32, axis=mesh.data)
-    state = new_state(model, weights, Layout(mesh=mesh))
+    state = new_state(model, weights, Layout(mesh=mesh, shapes=shapes_of(model)))
     ids = torch.randint(0, 31, (4, 9), generator=torch.Generator().manual_seed(0))
     targets = ids[:, 1:].clone()
     targets[:2, :7] = IGNORE_INDEX  # 2 of the first half's 16 targets count, all of the other's

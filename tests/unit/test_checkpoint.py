@@ -15,7 +15,7 @@ from picotron_core.checkpoint.save import save
 from picotron_core.engine.state import TrainState
 from picotron_core.errors import ConfigError, DamagedFileError, RunError
 from picotron_core.parallel.data import Replicas
-from picotron_core.parallel.layout import Layout
+from picotron_core.parallel.layout import Layout, shapes_of
 from picotron_core.parallel.mesh import lone_mesh
 
 TENSORS = ("model.safetensors", "optimizer.safetensors")
@@ -34,7 +34,7 @@ def state_at(step, size=64) -> TrainState:
     return TrainState(
         model=model,
         weights=weights,
-        layout=Layout(mesh=mesh),
+        layout=Layout(mesh=mesh, shapes=shapes_of(model)),
         moments=moments,
         step=step,
         tokens=10 * step,

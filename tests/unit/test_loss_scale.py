@@ -13,14 +13,14 @@ from picotron_core.data.loader import Batch
 from picotron_core.engine.loss_scale import LossScale
 from picotron_core.engine.overflow import first_overflow
 from picotron_core.engine.state import new_state
-from picotron_core.engine.step import batch_loss, train_step
+from picotron_core.engine.step import train_step
 from picotron_core.hardware import look
 from picotron_core.model.architecture import Architecture
 from picotron_core.model.init import initialise
 from picotron_core.model.llama import Llama
 from picotron_core.model.requests import requests
 from picotron_core.parallel.data import Replicas
-from picotron_core.parallel.layout import Layout
+from picotron_core.parallel.layout import Layout, shapes_of
 from picotron_core.parallel.mesh import lone_mesh
 from picotron_core.registry.bind import bind
 from picotron_core.registry.plugins import load_registry
@@ -84,7 +84,7 @@ def state_of(ops, dtype=torch.float16, **scale):
     state = new_state(
         model,
         Replicas(model, device=CPU, dtype=dtype, axis=mesh.data),
-        Layout(mesh=mesh),
+        Layout(mesh=mesh, shapes=shapes_of(model)),
     )
     if dtype == torch.float16:
         state.loss_scale = LossScale(**{"value": 2.0**12, "tokens": TOKENS, "growth": 3, **scale})
@@ -179,7 +179,7 @@ def test_a_checkpoint_holds_the_scale(ops, tmp_path):
 def test_the_first_activation_that_overflows_is_named(ops, name, told):
     state = state_of(ops)
     state.model.get_submodule(name).weight.data.fill_(6e4)
-    found = first_overflow(state, batches(2), lambda batch: batch_loss(state, batch))
+    found = first_overflow(state, batches(2), factor=1.0)
     assert told in found
     assert "micro-batch 0" in found
     assert not any(p.grad is not None for p in state.model.parameters())
@@ -187,9 +187,9 @@ def test_the_first_activation_that_overflows_is_named(ops, name, told):
 
 def test_a_gradient_that_overflows_is_named(ops):
     state = state_of(ops)
-    found = first_overflow(state, batches(1), lambda batch: batch_loss(state, batch) * 2.0**24)
+    found = first_overflow(state, batches(1), factor=2.0**24)
     assert "the gradient of" in found
-    assert first_overflow(state, batches(1), lambda batch: batch_loss(state, batch)) == ""
+    assert first_overflow(state, batches(1), factor=1.0) == ""
 
 
 def test_a_run_that_cannot_go_on_stops_and_says_where(picotron, tiny, tmp_path):

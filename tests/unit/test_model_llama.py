@@ -54,7 +54,7 @@ def ids_of(length, batch=2):
 def test_the_rotary_tables_stay_float32_when_the_model_is_bfloat16():
     seen = []
     model = model_of()
-    for layer in model.model.layers:
+    for layer in model.model.layers.values():
         rope = layer.self_attn.rope
         layer.self_attn.rope = lambda q, k, cos, sin, rope=rope: (
             seen.append((q.dtype, cos, sin)),

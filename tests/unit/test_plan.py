@@ -26,7 +26,7 @@ from picotron_core.model.llama import Llama
 from picotron_core.model.requests import requests
 from picotron_core.ops import Ops
 from picotron_core.parallel.data import Replicas
-from picotron_core.parallel.layout import Layout
+from picotron_core.parallel.layout import Layout, shapes_of
 from picotron_core.parallel.mesh import lone_mesh
 from picotron_core.precision import choose_precision
 from picotron_core.registry import Backend, Level
@@ -126,7 +126,9 @@ def measured_peak(work, backends):
         model = Llama(work.architecture, ops)
         mesh = lone_mesh(ops.comm)
         state = new_state(
-            model, replicas(model, work.dtype, mesh, work.reduce_dtype), Layout(mesh=mesh)
+            model,
+            replicas(model, work.dtype, mesh, work.reduce_dtype),
+            Layout(mesh=mesh, shapes=shapes_of(model)),
         )
         start = time.time_ns()
         train_step(state, batches(work), ops, lr=1e-4, train=Train())
@@ -191,7 +193,9 @@ def test_weights_masters_and_moments_are_the_states(dtype, tied):
     a = replace(SHAPES["deep"][0], tie_word_embeddings=tied)
     work = work_of((a, 1, 32), dtype=dtype, backends=LEAN)
     model, mesh = Llama(a, no_ops()), lone_mesh(COMM)
-    state = new_state(model, replicas(model, dtype, mesh), Layout(mesh=mesh))
+    state = new_state(
+        model, replicas(model, dtype, mesh), Layout(mesh=mesh, shapes=shapes_of(model))
+    )
     worst = memory.peak(work)
     weights = {p.data_ptr(): p.nbytes for p in state.model.parameters()}
     masters = {m.data_ptr(): m.nbytes for m in state.masters.values()}

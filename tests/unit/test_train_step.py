@@ -17,7 +17,7 @@ from picotron_core.model.llama import Llama
 from picotron_core.model.requests import requests
 from picotron_core.ops.loss import IGNORE_INDEX
 from picotron_core.parallel.data import Replicas
-from picotron_core.parallel.layout import Layout
+from picotron_core.parallel.layout import Layout, shapes_of
 from picotron_core.parallel.mesh import lone_mesh
 from picotron_core.registry.bind import bind
 from picotron_core.registry.plugins import load_registry
@@ -71,7 +71,7 @@ def state_of(ops, tied=True, dtype=torch.float32):
     return new_state(
         model,
         Replicas(model, device=CPU, dtype=dtype, axis=mesh.data),
-        Layout(mesh=mesh),
+        Layout(mesh=mesh, shapes=shapes_of(model)),
     )
 
 
