@@ -29,6 +29,6 @@ def fsync(path: Path) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Write beside and rename: no reader ever meets half a file, and a crash leaves the old one."""
-    temporary = path.with_name(f".{path.name}.writing")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")  # ranks may write alike
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

@@ -154,19 +154,26 @@ def look(kind: str = "auto", index: int = 0) -> Device:
         )
     torch.cuda.set_device(index)  # or every rank would probe and allocate on the first
     properties = torch.cuda.get_device_properties(index)
-    capability = (properties.major, properties.minor)
+    # AMD's gfx numbers are no compute capabilities, and its architectures no cubins.
+    nvidia = torch.version.hip is None
+    capability = (properties.major, properties.minor) if nvidia else None
+    gfx = getattr(properties, "gcnArchName", "").partition(":")[0]
     return Device(
         type="cuda",
         name=properties.name,
         capability=capability,
         memory_bytes=properties.total_memory,
-        native_bfloat16=capability >= (8, 0),
-        arch_list=tuple(torch.cuda.get_arch_list()),
+        native_bfloat16=capability >= (8, 0) if capability else gfx.startswith(AMD_BFLOAT16),
+        arch_list=tuple(torch.cuda.get_arch_list()) if nvidia else (),
         torch=torch.__version__,
         cuda=torch.version.cuda or "",
         driver=driver_version(),
         cpu_features=cpu_features(),
     )
+
+
+# CDNA 2 and later and RDNA 3 and later have matrix instructions for it.
+AMD_BFLOAT16 = ("gfx90a", "gfx94", "gfx95", "gfx11", "gfx12")
 
 
 def refuse_without_kernels(device: Device) -> None:
@@ -183,7 +190,8 @@ def refuse_without_kernels(device: Device) -> None:
     fix = (
         f"Install one that has: {line}"
         if line
-        else "No published build of torch 2.6 to 2.14 has: build torch from source"
+        else "No build of torch 2.6 to 2.14 that is known here has: see https://pytorch.org for "
+        "this machine, or build torch from source"
     )
     raise ConfigError(
         f"{device.name} has compute capability {capability}, and the installed torch "

@@ -8,6 +8,7 @@ it has no code for, and fails at the first launch.
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -93,6 +94,10 @@ def pip_line(capability: Capability, installed: str, machine: str = platform.mac
     minor = ".".join(release.split(".")[:2])
     # Of several, the one with the oldest CUDA: it asks least of the driver.
     kept = next((build for build in serving if build.torch == minor), None)
+    # A vendor's or a nightly's number is on no index: then any release of that minor version.
+    if kept and not re.fullmatch(r"\d+\.\d+\.\d+", release):
+        wanted = f"'torch=={kept.torch}.*' --force-reinstall"
+        return f"pip install {wanted} --index-url {INDEX}/{kept.cuda}"
     if kept:
         # With the build in the version: pip takes any build of the release that is there for it.
         return f"pip install torch=={release}+{kept.cuda} --index-url {INDEX}/{kept.cuda}"

@@ -8,8 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from picotron_core import cli
+
+settings.register_profile("picotron", deadline=None)  # a busy machine is no failure
+settings.load_profile("picotron")
 
 # Before torch is imported anywhere, here or in a child: models this small are slower on threads,
 # and the test processes would fight for the cores.

@@ -171,6 +171,10 @@ def plan(
             "--nproc", min=0, help="Ranks that would train together; 0: as few as it takes."
         ),
     ] = 0,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Taken as `train` takes it, and not looked at.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="As of `train`; nothing is written.")] = "",
     json: Annotated[bool, typer.Option("--json", help="The same as data.")] = False,
     backends: Backends = "",
     plugin: Plugins = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ from picotron_core.data.tokenizer import open_tokenizer
 from picotron_core.engine.generate import generate
 from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.errors import ConfigError
-from picotron_core.hardware import stand_in
+from picotron_core.hardware import Device, stand_in
 from picotron_core.model.llama import Llama
 from picotron_core.model.requests import requests
-from picotron_core.precision import choose_precision
-from picotron_core.registry.bind import bind
+from picotron_core.precision import Precision, choose_precision
+from picotron_core.registry.bind import bind, tried_on
+from picotron_core.registry.breadcrumb import breadcrumb
 
 SAMPLE_TOKENS = 200
+log = logging.getLogger("picotron")
 
 
 def open_run(path: Path) -> tuple[RunDirectory, Path, dict[str, Any]]:
@@ -58,7 +61,7 @@ def write_text(
     quarantine = open_quarantine(settings)
     registry = open_registry(settings, quarantine)
     device = find_device(settings, registry)
-    precision = choose_precision(config.train.dtype, [device])
+    precision = _precision(config.train.dtype, device)
     wanted = requests(
         architecture,
         device=device,
@@ -70,7 +73,8 @@ def write_text(
         world_size=1,
     )
     real = stand_in(device)
-    ops, _ = bind(select(settings, registry, wanted), registry, quarantine=quarantine, real=real)
+    selected = select(settings, registry, wanted)
+    ops, selections = bind(selected, registry, quarantine=quarantine, real=real)
     model = Llama(architecture, ops)
     load_weights_only(dict(model.named_parameters()), checkpoint)
     model.to(torch.device(real.type), getattr(torch, precision.compute))
@@ -83,7 +87,7 @@ def write_text(
     written: list[int] = []
     shown = ""
     print(prompt, end="", flush=True)
-    for token in generate(
+    tokens = generate(
         model,
         ids,
         max_new_tokens=max_new_tokens,
@@ -92,12 +96,26 @@ def write_text(
         top_p=top_p,
         seed=seed,
         eos_id=tokenizer.eos_id,
-    ):
-        written.append(token)
-        # Decode all that was written: one character may be spread over several tokens.
-        text = tokenizer.decode(written)
-        if text.endswith("\N{REPLACEMENT CHARACTER}"):
-            continue
-        print(text[len(shown) :], end="", flush=True)
-        shown = text
+    )
+    with breadcrumb(quarantine, [(s.chosen, tried_on(s.requests, real)) for s in selections]):
+        for token in tokens:
+            written.append(token)
+            # Decode all that was written: one character may be spread over several tokens.
+            text = tokenizer.decode(written)
+            if text.endswith("\N{REPLACEMENT CHARACTER}"):
+                continue
+            print(text[len(shown) :], end="", flush=True)
+            shown = text
     print()
+
+
+def _precision(trained: str, device: Device) -> Precision:
+    """That of the training, where this device has it."""
+    try:
+        return choose_precision(trained, [device])
+    except ConfigError:
+        found = choose_precision("auto", [device])
+        log.warning(
+            "trained in %s, which %s has not: computing in %s", trained, device, found.compute
+        )
+        return found

@@ -37,7 +37,13 @@ from picotron_core.model.init import initialise
 from picotron_core.model.llama import Llama
 from picotron_core.model.pretrained import load_weights
 from picotron_core.ops import Comm, Ops
-from picotron_core.parallel.agreement import agree, common, devices_of_all, evidence_of_all
+from picotron_core.parallel.agreement import (
+    agree,
+    agree_on_plugins,
+    common,
+    devices_of_all,
+    evidence_of_all,
+)
 from picotron_core.parallel.mesh import Mesh, make_mesh
 from picotron_core.parallel.parallelize import parallelize, refuse_layout
 from picotron_core.parallel.world import World
@@ -46,6 +52,7 @@ from picotron_core.registry import Selection
 from picotron_core.registry.bind import bind, tried_on
 from picotron_core.registry.plugins import Registry
 from picotron_core.registry.quarantine import Quarantine, Used
+from picotron_core.registry.select import plugins_named
 from picotron_core.schema import Config
 
 log = logging.getLogger("picotron")
@@ -80,7 +87,9 @@ def prepare_job(
 ) -> Job:
     """Everything before the first step, cheapest checks first."""
     config = settings.config
-    quarantine = open_quarantine(settings, evidence_of_all(world))
+    enabled = sorted({*config.plugins.enable, *plugins_named(settings.rules)})
+    agree_on_plugins(world, enabled)
+    quarantine = open_quarantine(settings, evidence_of_all(world), world.local_rank)
     registry = open_registry(settings, quarantine)
     device = find_device(settings, registry, world.local_rank)
     precision = choose_precision(

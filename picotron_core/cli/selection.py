@@ -29,10 +29,12 @@ from picotron_core.registry.select import plugins_named, resolve
 log = logging.getLogger("picotron")
 
 
-def open_quarantine(settings: Settings, agree: Agree = lambda what, mine: mine) -> Quarantine:
+def open_quarantine(
+    settings: Settings, agree: Agree = lambda what, mine: mine, local_rank: int = 0
+) -> Quarantine:
     """Where plugins are tried, after what former runs left there was judged."""
     folder = Path(settings.config.data.cache_dir).expanduser() / "trials"
-    quarantine = Quarantine(folder, agree)
+    quarantine = Quarantine(folder, agree, index=local_rank)
     for sentence in sweep(quarantine):
         log.warning("%s", sentence)
     return quarantine
@@ -62,7 +64,8 @@ def _what_became(record: PluginRecord) -> str:
         return f"failed to load: {record.error}"
     return (
         f"is quarantined: {record.error} "
-        f"(`picotron quarantine clear {record.provider.plugin}` has it tried again)"
+        f"(`picotron quarantine clear {record.provider.plugin}` has it tried again; give it the "
+        "run's --data.cache_dir, if there is one)"
     )
 
 

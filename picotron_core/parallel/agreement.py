@@ -19,6 +19,20 @@ def devices_of_all(world: World, device: Device) -> list[Device]:
     return [device_of(json.loads(text)) for text in told]
 
 
+def agree_on_plugins(world: World, enabled: Sequence[str]) -> None:
+    """Every rank asks the others about each plugin: they must have the same.
+
+    Raises: BackendError on every rank, naming the first that differs from rank 0.
+    """
+    told = world.gather("plugins", ", ".join(enabled))
+    for rank, theirs in enumerate(told):
+        if theirs != told[0]:
+            raise BackendError(
+                f"Ranks disagree on plugins: rank 0 enables {told[0] or 'none'}, rank {rank} "
+                f"{theirs or 'none'}. Give all ranks the same PICOTRON_PLUGINS and settings."
+            )
+
+
 def evidence_of_all(world: World) -> Callable[[str, str], str]:
     """For `Quarantine`: what any rank has against a plugin or a kernel counts on every rank."""
 

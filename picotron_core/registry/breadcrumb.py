@@ -66,21 +66,40 @@ def sweep(quarantine: Quarantine) -> list[str]:
 
     One that left no word was killed from outside, or lost its power: that accuses nobody.
     """
-    told = []
-    for crumb in sorted(quarantine.folder.glob(f"{_prefix()}*.json")):
+    if not _crumbs(quarantine):
+        return []
+    with quarantine.alone():  # or two ranks would judge by the same
+        return [
+            told for crumb, pid in _crumbs(quarantine) for told in _judge(quarantine, crumb, pid)
+        ]
+
+
+def _crumbs(quarantine: Quarantine) -> list[tuple[Path, int]]:
+    """This machine's, with the number of the process that left each."""
+    name = re.compile(re.escape(_prefix()) + r"(\d+)\.json")
+    found = [(path, name.fullmatch(path.name)) for path in sorted(quarantine.folder.glob("run*"))]
+    return [(path, int(match[1])) for path, match in found if match]
+
+
+def _judge(quarantine: Quarantine, crumb: Path, pid: int) -> Iterator[str]:
+    """Judge by one breadcrumb, if its process is gone, and remove it."""
+    try:
         left = json.loads(crumb.read_text(encoding="utf-8"))
-        if left["process"] == _process(int(crumb.stem.removeprefix(_prefix()))):
-            continue
+        process, used = left["process"], left["used"]
+    except FileNotFoundError:  # its run has just ended
+        return
+    except (ValueError, KeyError, TypeError):  # cut short, as by a loss of power: accuses nobody
+        process, used = "unknown", []
+    if process != _process(pid):
         faults = crumb.with_suffix(".faults")
         text = faults.read_text(encoding="utf-8") if faults.exists() else ""
-        for suspect in _culprits(left["used"], text):
+        for suspect in _culprits(used, text):
             entry = Entry(**suspect["entry"])
             evidence = f"it killed a run: {_fault(text, suspect['package'])}"
             quarantine.keep(suspect["key"], entry, evidence)
-            told.append(f"{entry.what} is quarantined: {evidence}")
+            yield f"{entry.what} is quarantined: {evidence}"
         for path in (crumb, faults):
-            path.unlink(missing_ok=True)  # another rank may sweep as well
-    return told
+            path.unlink(missing_ok=True)
 
 
 def _prefix() -> str:
@@ -89,10 +108,13 @@ def _prefix() -> str:
 
 
 def _culprits(used: Sequence[dict[str, Any]], faults: str) -> Sequence[dict[str, Any]]:
-    """Those in whose files the process died; all, where the fault was in none of them."""
+    """Those in whose files the process died; all, where the fault was in none of them. But an
+    abort is a library's decision, as NCCL's when another rank is gone: it needs a frame.
+    """
     if not faults:
         return ()
-    return [one for one in used if _frame(faults, one["package"])] or used
+    accused = [one for one in used if _frame(faults, one["package"])]
+    return accused if accused or "Aborted" in faults.splitlines()[0] else used
 
 
 def _frame(faults: str, package: str) -> re.Match[str] | None:

@@ -103,7 +103,7 @@ def described_device(registry: Registry) -> Device | None:
     for implementation in registry.manager.hook.picotron_device.get_hookimpls():
         try:
             device: object = implementation.function()
-        except Exception:
+        except (Exception, SystemExit):
             log.warning("picotron_device of %s failed", implementation.plugin_name, exc_info=True)
             continue
         if isinstance(device, Device):
@@ -116,7 +116,7 @@ def notify(registry: Registry, hook: str, **arguments: Any) -> None:
     for implementation in getattr(registry.manager.hook, hook).get_hookimpls():
         try:
             implementation.function(*(arguments[name] for name in implementation.argnames))
-        except Exception:
+        except (Exception, SystemExit):
             log.warning("%s of %s failed", hook, implementation.plugin_name, exc_info=True)
 
 

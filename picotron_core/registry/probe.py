@@ -39,7 +39,7 @@ def probe(kernel: Kernel, reference: Kernel, request: Request) -> Reason | None:
     try:
         found = _run(call, kernel, low, request, request.device.type)
         wanted = _run(call, reference, inputs, request, "cpu")
-        return _compare(found, wanted, dtype)
+        return _compare(found, wanted, request)
     except Exception as error:  # noqa: BLE001 - whatever a kernel raises here rules it out
         return _failed(f"raised {type(error).__name__}: {_first_line(error)}")
 
@@ -78,16 +78,20 @@ def _run(
 
 
 def _compare(
-    found: Sequence[Tensor | None], wanted: Sequence[Tensor | None], dtype: torch.dtype
+    found: Sequence[Tensor | None], wanted: Sequence[Tensor | None], request: Request
 ) -> Reason | None:
+    dtype = getattr(torch, request.dtype)
+    # Attention's second output, the lse, and the loss are float32, whatever goes in.
+    with_lse = request.op == "attention" and {"lse", "lse_backward"} & request.features
+    wide = {1} if with_lse else {0} if request.op == "loss" else set()
     for number, (got, want) in enumerate(zip(found, wanted, strict=True)):
         assert want is not None
         if got is None or got.shape != want.shape:
             return _failed(f"result {number} has the wrong shape, or an input got no gradient")
-        # The contracts know two exceptions: the lse (three dims) and the loss (none) are float32.
-        expected = torch.float32 if want.ndim in (0, 3) and got.dtype == torch.float32 else dtype
-        if got.dtype != expected:
+        if got.dtype != (torch.float32 if number in wide else dtype):
             return _failed(f"result {number} is {got.dtype} for inputs of {dtype}")
+        if got.device.type != request.device.type:
+            return _failed(f"result {number} is on {got.device}, not where its inputs are")
         distance = torch.linalg.vector_norm(got.float().cpu() - want)
         if not distance <= TOLERANCE[dtype] * torch.linalg.vector_norm(want) + 1e-6:  # also if NaN
             return _failed(f"result {number} is not the reference's (error {distance:.2g})")

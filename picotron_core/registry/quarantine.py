@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import EntryPoint, version
+from importlib.metadata import EntryPoint, PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from picotron_core.errors import RunError
 from picotron_core.files import replace_text
+from picotron_core.hardware import driver_version
 from picotron_core.registry.sources import digest, distribution_files, package_of
-from picotron_core.registry.trial import PATIENCE_S, Task, try_import, try_kernels
+from picotron_core.registry.trial import PATIENCE_S, Task, is_passing, try_import, try_kernels
 from picotron_core.registry.types import Candidate, Code, Reason, Request
 
 Used = tuple[Candidate, tuple[Request, ...]]  # a backend and what is asked of it
@@ -46,39 +49,44 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Quarantine:
-    """Verdicts in `folder`. agree: makes those of all ranks one, so that all choose alike."""
+    """Verdicts in `folder`. agree: makes those of all ranks one, so that all choose alike.
+    index: of the CUDA device to try on.
+    """
 
     folder: Path
     agree: Agree = lambda what, evidence: evidence
     patience_s: float = PATIENCE_S
+    index: int = 0
+    _passing: dict[str, Entry] = field(default_factory=dict)  # verdicts of this process alone
 
     def plugin(self, point: EntryPoint) -> str:
         """Why a plugin must not be imported; "" where it may. Tries it if nobody has yet."""
         package = point.module.partition(".")[0]
         files = _files(_entry(point).distribution, package)
         key = _key(files, {"import": point.name})
-        path = self._path(key)
-        known = _read(path)
+        known = self._known(key)
         if known is None:
-            with self._alone():
-                known = _read(path)
+            with self.alone():
+                known = self._known(key)
                 if known is None:
-                    evidence = try_import(point.name, patience_s=self.patience_s)
+                    evidence = try_import(point.name, patience_s=self.patience_s, index=self.index)
                     known = self.keep(key, _entry(point), evidence)
         return self.agree(f"the import of {point.name}", known.evidence)
 
     def kernels(self, wanted: Sequence[Used]) -> None:
         """Try kernels that nobody has tried yet, those of one plugin in one child."""
         foreign = [used for used in wanted if is_foreign(used[0])]
-        if all(_read(self._path(kernel_key(*used))) for used in foreign):
+        if all(self._known(kernel_key(*used)) for used in foreign):
             return
-        with self._alone():  # or every rank of this machine would try the same
+        with self.alone():  # or every rank of this machine would try the same
             by_plugin: dict[str, dict[Task, Used]] = {}
             for used in foreign:
-                if _read(self._path(kernel_key(*used))) is None:
+                if self._known(kernel_key(*used)) is None:
                     by_plugin.setdefault(used[0].provider.plugin, {})[_task(*used)] = used
             for plugin, tasks in by_plugin.items():
-                found = try_kernels(plugin, list(tasks), patience_s=self.patience_s)
+                found = try_kernels(
+                    plugin, list(tasks), patience_s=self.patience_s, index=self.index
+                )
                 for task, evidence in found.items():
                     self.keep(kernel_key(*tasks[task]), entry_of(tasks[task][0]), evidence)
 
@@ -87,7 +95,7 @@ class Quarantine:
         if not is_foreign(candidate):
             return None
         self.kernels([(candidate, requests)])
-        verdict = _read(self._path(kernel_key(candidate, requests)))
+        verdict = self._known(kernel_key(candidate, requests))
         evidence = verdict.evidence if verdict else "its verdict was lost"
         if not evidence:
             return None
@@ -106,29 +114,42 @@ class Quarantine:
         """Write a verdict down, in place of any before it."""
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         kept = Entry(entry.plugin, entry.distribution, entry.version, entry.what, evidence, when)
-        try:
+        if is_passing(evidence):
+            self._passing[key] = kept
+            return kept
+        with self._writable():
             self.folder.mkdir(parents=True, exist_ok=True)
             replace_text(self._path(key), json.dumps(as_dict(kept), indent=1) + "\n")
+        return kept
+
+    def _known(self, key: str) -> Entry | None:
+        return self._passing.get(key) or _read(self._path(key))
+
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise RunError(
                 f"Cannot write {self.folder}, where the trials of plugins are kept: "
                 f"{error.strerror}. Give a folder that you can write to with --data.cache_dir."
             ) from None
-        return kept
 
     def _path(self, key: str) -> Path:
         return self.folder / f"verdict-{key}.json"
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def alone(self) -> Iterator[None]:
         """One process of this machine at a time."""
         try:
             import fcntl
         except ImportError:  # Windows: each tries for itself
             yield
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as lock:
+        with self._writable():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = (self.folder / "lock").open("w")
+        with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -163,7 +184,7 @@ def as_dict(entry: Entry) -> dict[str, str]:
 def _read(path: Path) -> Entry | None:
     try:
         return Entry(**json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):  # none, or cut short by a crash
+    except (OSError, ValueError, TypeError):  # none that can be read, or cut short by a crash
         return None
 
 
@@ -181,15 +202,38 @@ def kernel_key(candidate: Candidate, requests: tuple[Request, ...]) -> str:
         {
             "kernel": f"{candidate.backend.op}={candidate.qualified_name}",
             "device": repr(device),
+            "requires": _required(candidate.backend.requires),
             "asked": sorted(
-                f"{r.dtype} {r.training} {sorted(r.features)} {sorted(r.sizes.items())}"
-                for r in requests
+                f"{r.dtype} {r.training} {sorted(r.features)} {_sizes(r)}" for r in requests
             ),
         },
     )
 
 
+def _sizes(request: Request) -> list[tuple[str, int]]:
+    """Those that a trial has from the request: what killed a run at one batch size must not come
+    back at another.
+    """
+    taken = {name: n for name, n in request.sizes.items() if name not in ("B", "N", "S", "T")}
+    return sorted(taken.items()) + [("T", 1)] * (request.sizes.get("T") == 1)
+
+
+def _required(requires: Sequence[str]) -> dict[str, str]:
+    """The versions of what a kernel is built upon; "" for what is not there."""
+    found = {}
+    for requirement in requires:
+        name = re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = ""
+    return found
+
+
 def _key(files: str, facts: Mapping[str, Any]) -> str:
     software = {name: version(name) for name in ("picotron", "torch")}
+    # A shared home: what cannot be imported on a login node may well be on another.
+    software |= {"python": platform.python_version(), "machine": platform.machine()}
+    software |= {"driver": driver_version()}
     told = json.dumps({"files": files, **software, **facts}, sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:32]

@@ -82,7 +82,7 @@ def judge(candidate: Candidate, requests: Iterable[Request], installed: Installe
                     reasons.append(reason)
             rank = backend.level if isinstance(backend.level, Level) else backend.level(request)
             level = Level(min(level, rank))
-    except Exception as error:  # noqa: BLE001 - a faulty declaration rules out its backend alone
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a faulty declaration rules out its backend alone
         detail = f"its declaration raised {type(error).__name__}: {error}"
         fix = f"Report it to {candidate.provider.distribution}"
         reasons.append(Reason(code=Code.DECLARATION, detail=detail, fix=fix))

@@ -27,6 +27,7 @@ from picotron_core.registry.types import Request
 PATIENCE_S = 30.0  # for one answer
 START_S = 300.0  # until the child has imported torch: a slow disk is no fault of the plugin
 IMPORT = "its import"
+CHILD = "picotron_core.registry.trial_child"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,34 +39,51 @@ class Task:
     requests: tuple[Request, ...]
 
 
-def try_import(plugin: str, *, patience_s: float = PATIENCE_S) -> str:
-    """Import a plugin and hear its declarations; "" or what went wrong, for the user to read."""
-    return _try(plugin, (), patience_s)[IMPORT]
+def is_passing(evidence: str) -> bool:
+    """Whether it tells of the machine's state and not of the plugin: the next start tries again."""
+    return "OutOfMemoryError" in evidence or "SIGKILL" in evidence
+
+
+def try_import(plugin: str, *, patience_s: float = PATIENCE_S, index: int = 0) -> str:
+    """Import a plugin and hear its declarations; "" or what went wrong, for the user to read.
+
+    Args:
+        index: of the CUDA device to do it on.
+    """
+    return _try(plugin, (), patience_s, index)[IMPORT]
 
 
 def try_kernels(
-    plugin: str, tasks: Sequence[Task], *, patience_s: float = PATIENCE_S
+    plugin: str, tasks: Sequence[Task], *, patience_s: float = PATIENCE_S, index: int = 0
 ) -> dict[Task, str]:
     """Probe each kernel; after one that kills the child another child goes on with the rest."""
     found: dict[Task, str] = {}
     while left := [task for task in tasks if task not in found]:
-        answers = _try(plugin, left, patience_s)
+        answers = _try(plugin, left, patience_s, index)
         if answers[IMPORT]:
             return found | dict.fromkeys(left, answers[IMPORT])
         found |= {left[int(place)]: text for place, text in answers.items() if place != IMPORT}
     return found
 
 
-def _try(plugin: str, tasks: Sequence[Task], patience_s: float) -> dict[str, str]:
+def _try(plugin: str, tasks: Sequence[Task], patience_s: float, index: int) -> dict[str, str]:
     """The child's answers until it ends; the last may be about its death."""
     question = {
         "plugin": plugin,
         "path": sys.path,
+        "index": index,
         "tasks": [{"op": t.op, "backend": t.backend, "requests": _data(t)} for t in tasks],
     }
     with TemporaryFile() as stderr:
         child = subprocess.Popen(
-            [sys.executable, "-X", "faulthandler", "-m", "picotron_core.registry.trial_child"],
+            [
+                sys.executable,
+                "-P",
+                "-X",
+                "faulthandler",
+                "-m",
+                "picotron_core.registry.trial_child",
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,

@@ -16,15 +16,19 @@ def main() -> None:
     sys.path[:] = question["path"]
     _no_core_dump()
 
+    import torch  # before the clock of the plugin starts
+
     from picotron_core.registry.plugins import load_registry
     from picotron_core.registry.trial import IMPORT
 
-    if question["tasks"]:
-        import torch  # noqa: F401 - before the clock of the plugin starts
+    if torch.cuda.is_available():
+        torch.cuda.set_device(question["index"])
 
     _tell(answers, begin=IMPORT)
     registry = load_registry([question["plugin"]])
     failed = next((record.error for record in registry.failed()), "")
+    if not failed and not question["tasks"]:
+        _hear(registry)
     _tell(answers, answer=failed)
     if not failed:
         for place, task in enumerate(question["tasks"]):
@@ -32,6 +36,22 @@ def main() -> None:
             _tell(answers, answer=_probe(task, registry.candidates))
     answers.close()
     os._exit(0)  # what a plugin does at exit is not asked
+
+
+def _hear(registry: Any) -> None:
+    """Call what the host will call in its own process: it may die of a declaration as well."""
+    from picotron_core.hardware import look
+    from picotron_core.registry.plugins import described_device
+    from picotron_core.registry.select import installed_version, judge
+    from picotron_core.registry.types import Request
+
+    described = described_device(registry)
+    for device in {described or look(), look("cpu")}:
+        for candidate in registry.candidates:
+            if not candidate.provider.bundled:
+                for dtype in ("float32", "float16", "bfloat16"):
+                    request = Request(op=candidate.backend.op, device=device, dtype=dtype)
+                    judge(candidate, [request], installed_version)
 
 
 def _tell(answers: IO[str], **event: str) -> None:

@@ -49,6 +49,8 @@ KERNELS = {
     "mutates": "y = right(x, weight, eps); x.data.zero_(); return y",
     # Right in its trial, and not with the sizes of a run: found by its breadcrumb.
     "later": "if x[..., 0].numel() > 64: ctypes.string_at(0)\\nreturn right(x, weight, eps)",
+    "widens": "return right(x, weight, eps).float()",
+    "busy": "raise torch.OutOfMemoryError('CUDA out of memory')",
     "good": "return right(x, weight, eps)",
 }
 IMPORTS = {
@@ -58,6 +60,18 @@ IMPORTS = {
     "import_hangs": "import time; time.sleep(3600)",
     "import_exits": "import os; print('bye', flush=True); os._exit(0)",
 }
+# The host itself asks `supports`: it must not be the first to.
+IMPORTS["supports_segfaults"] = DECLARATION.format(body="    pass", name="deadly").replace(
+    "supports=lambda request: ()", "supports=lambda request: ctypes.string_at(0)"
+)
+IMPORTS["device_exits"] = """
+import os
+from picotron_core.registry import hookimpl
+
+@hookimpl
+def picotron_device():
+    os._exit(3)
+"""
 PROJECT = """
 [build-system]
 requires = ["hatchling"]

@@ -2,11 +2,13 @@
 
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -38,6 +40,8 @@ BAD_IMPORTS = {
     "leaves": r"SystemExit: 3",
     "import_segfaults": r"died of SIGSEGV",
     "import_hangs": r"gave no answer within",
+    "supports_segfaults": r"died of SIGSEGV",
+    "device_exits": r"left with exit code 3 before it answered",
     "import_exits": r"left with exit code 0 before it answered: bye",
 }
 
@@ -233,3 +237,59 @@ def test_the_command_lists_and_clears(picotron, site, tmp_path):
     code, out, _ = picotron("quarantine", "clear", "raises", *own)
     assert (code, out) == (0, "Forgot 1 verdict: the next run tries again.\n")
     assert [entry.plugin for _, entry in quarantine.entries()] == ["good"]
+
+
+def norm_of(plugin, dtype="float32"):
+    """The plugin's kernel as a candidate, and what it is asked."""
+    (candidate,) = [c for c in load_registry([plugin]).candidates if not c.provider.bundled]
+    return candidate, (replace(NORM, dtype=dtype),)
+
+
+def test_a_wrong_dtype_is_found_in_16_bits_too(site, tmp_path):
+    quarantine = Quarantine(tmp_path)
+    assert quarantine.kernel(*norm_of("widens")) is None
+    reason = quarantine.kernel(*norm_of("widens", "bfloat16"))
+    assert reason
+    assert "is torch.float32 for inputs of torch.bfloat16" in reason.detail
+
+
+def test_a_full_card_is_no_lasting_verdict(site, tmp_path):
+    """It rules the kernel out of this run; the next one tries again."""
+    quarantine = Quarantine(tmp_path)
+    reason = quarantine.kernel(*norm_of("busy"))
+    assert reason
+    assert "out of memory" in reason.detail
+    assert quarantine.kernel(*norm_of("busy"))
+    assert list(quarantine.entries()) == []
+
+
+def test_another_batch_size_is_no_other_kernel(site, tmp_path):
+    candidate, (request,) = norm_of("good")
+    quarantine = Quarantine(tmp_path)
+    for rows in (8, 4096):
+        assert quarantine.kernel(candidate, (replace(request, sizes={"N": rows, "E": 32}),)) is None
+    assert len(list(quarantine.entries())) == 1
+
+
+def test_crumbs_that_are_cut_short_or_of_a_like_named_machine_stop_nobody(tmp_path):
+    quarantine = Quarantine(tmp_path)
+    name = f"running-{platform.node()}"
+    empty, other = tmp_path / f"{name}-99999999.json", tmp_path / f"{name}-1-4242.json"
+    empty.touch()
+    other.write_text("{}")
+    assert sweep(quarantine) == []
+    assert not empty.exists()
+    assert other.exists()
+
+
+def test_an_abort_in_nobodys_file_accuses_nobody(tmp_path):
+    """As of NCCL's watchdog, when another rank is gone."""
+    entry = {"plugin": "a", "distribution": "a", "version": "1", "what": "norm=a/b"}
+    crumb = tmp_path / f"running-{platform.node()}-99999999.json"
+    suspect = {"key": "k", "package": "acme", "entry": {**entry, "evidence": "", "when": ""}}
+    for first, count in (("Aborted", 0), ("Segmentation fault", 1)):
+        crumb.write_text(json.dumps({"process": "gone", "used": [suspect]}))
+        crumb.with_suffix(".faults").write_text(
+            f'Fatal Python error: {first}\n\n  File "/x/torch/nn.py", line 3 in forward\n'
+        )
+        assert len(sweep(Quarantine(tmp_path))) == count

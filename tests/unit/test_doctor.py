@@ -409,3 +409,16 @@ def test_wrong_settings_are_problems_with_their_fix(picotron):
     assert code == 1
     assert "no backend 'sdpa' for op 'norm'" in problem["text"]
     assert picotron("doctor", "--device", "t44")[2].endswith("Did you mean 't4'?\n")
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--device", "t4", "--train.dtype", "bfloat16"), "Use --train.dtype float16"),
+        (("--device", "p100", "--backends", "attention=nonsense"), "nonsense"),
+    ],
+)
+def test_a_card_that_is_not_here_is_judged_by_its_dtype_and_its_backends(picotron, flags, told):
+    code, out, _ = picotron("doctor", *flags, "--json")
+    assert code == 1
+    assert any(told in problem["text"] for problem in json.loads(out)["problems"])

@@ -81,3 +81,9 @@ def test_old_cards_keep_one_build_of_every_release():
             assert any(
                 has_kernels(b.arch_list, capability) for b in builds() if b.torch == release
             ), (release, capability)
+
+
+@pytest.mark.parametrize("installed", ["2.7.0a0+6c54e2b", "2.7.0.dev20260601+cu128"])
+def test_a_number_that_is_on_no_index_is_not_asked_for(installed):
+    line = pip_line((6, 1), installed, machine="x86_64")
+    assert line.startswith("pip install 'torch==2.7.*' --force-reinstall --index-url")

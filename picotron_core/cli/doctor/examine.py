@@ -16,7 +16,7 @@ from picotron_core.cli.doctor.child import Record, key_of
 from picotron_core.cli.doctor.facts import device_row, import_torch, torch_facts
 from picotron_core.config import Rule, Settings
 from picotron_core.errors import PicotronError
-from picotron_core.hardware import Device, look
+from picotron_core.hardware import Device, find, look
 from picotron_core.precision import choose_precision
 from picotron_core.schema import Config
 
@@ -71,6 +71,7 @@ class Examiner:
         architecture = self._architecture()
         self.say(done="model", parameters=architecture.num_parameters)
         if not self.launches:
+            self._judge_profile(registry, architecture)
             return True
         self.say(begin="devices")
         places, chosen = self._devices(registry)
@@ -91,6 +92,18 @@ class Examiner:
                     return False
             self._measure(row["place"])
         return True
+
+    def _judge_profile(self, registry: Registry, architecture: Architecture) -> None:
+        """Whether training would start on a card that is not here: its dtype and its backends."""
+        from picotron_core.cli.selection import select, training_requests
+
+        try:
+            device = find(self.settings.config.run.device)
+            if dtype := self._compute_dtype(device):
+                asked = training_requests(self.settings, architecture, device, dtype, 1)
+                select(self.settings, registry, asked)
+        except PicotronError as error:
+            self.trouble(error)
 
     def _registry(self, quarantine: Quarantine) -> Registry:
         from picotron_core.registry.plugins import load_registry
