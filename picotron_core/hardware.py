@@ -81,7 +81,8 @@ def profile(name: str) -> Device:
 
     Args:
         name: a card, with the newest torch that has kernels for it; or card@build, a published
-            build of torch: "p100@2.13+cu130", or "p100@cu130" for the newest torch with that CUDA.
+            build of torch: "p100@2.13+cu130", "p100@cu130" for the newest torch with that CUDA, or
+            "p100@2.13" for that torch with its newest CUDA.
 
     Raises: ConfigError for a card or a build that is not known.
     """
@@ -93,7 +94,7 @@ def profile(name: str) -> Device:
         return device
     published = {f"{build.torch}+{build.cuda}": build for build in builds()}
     if wish:
-        fitting = [b for full, b in published.items() if wish in (full, b.cuda)]
+        fitting = [b for full, b in published.items() if wish in (full, b.cuda, b.torch)]
         if not fitting:
             raise ConfigError(f"No build {wish!r} of torch. {did_you_mean(wish, published)}")
     else:

@@ -22,7 +22,10 @@ def run_quarantine(settings: Settings, action: str, plugin: str) -> int:
     known = {normalise(entry.plugin) for _, entry in kept}
     if plugin and normalise(plugin) not in known:
         hint = did_you_mean(normalise(plugin), known) if known else "No plugin was tried here."
-        raise ConfigError(f"No trial of a plugin {plugin!r} is kept. {hint}")
+        raise ConfigError(
+            f"No trial of a plugin {plugin!r} is kept in {quarantine.folder}. {hint} If the run "
+            "has another data.cache_dir, give it with --data.cache_dir."
+        )
     mine = [(p, e) for p, e in kept if not plugin or normalise(e.plugin) == normalise(plugin)]
     if action == "list":
         _show([entry for _, entry in mine])

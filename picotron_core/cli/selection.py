@@ -64,8 +64,7 @@ def _what_became(record: PluginRecord) -> str:
         return f"failed to load: {record.error}"
     return (
         f"is quarantined: {record.error} "
-        f"(`picotron quarantine clear {record.provider.plugin}` has it tried again; give it the "
-        "run's --data.cache_dir, if there is one)"
+        f"(`picotron quarantine clear {record.provider.plugin}` has it tried again)"
     )
 
 

@@ -131,12 +131,11 @@ def divide(model: Llama, cuts: Mapping[str, Cut], tp: Axis, *, sequence: bool) -
             block = model.get_submodule(f"model.layers.{number}.{name}")
             block.register_forward_pre_hook(lambda _, x: (enter(x[0]), *x[1:]))
             block.register_forward_hook(lambda _, __, out: leave(out))
-    size = model.architecture.vocab_size
-    embedding, loss = parallel_embedding(tp, size), parallel_loss(tp, size)
+    embedding = parallel_embedding(tp)
     model.model.embed = lambda ids, weight: leave(embedding(ids, weight))
     if hasattr(model, "lm_head"):
         model.model.norm.register_forward_hook(lambda _, __, out: enter(out))
-    model.loss_of = loss
+    model.loss_of = parallel_loss(tp, model.architecture.vocab_size)
     if sequence:
         _sum_what_each_saw_a_part_of(model, tp)
 

@@ -20,7 +20,7 @@ from picotron_core.parallel.mesh import Axis
 CHUNK_LOGITS = 2**22  # 16 MiB of float32
 
 
-def parallel_embedding(tp: Axis, vocab_size: int) -> Embed:
+def parallel_embedding(tp: Axis) -> Embed:
     """Rows of the ranks' parts of the table: each rank has its own tokens', and zeros elsewhere.
     Their sum over tp is the embedding.
     """

@@ -111,6 +111,21 @@ def test_stages_train_the_run_of_one(
     close(found, alone(**model))
 
 
+@pytest.mark.parametrize("parallel", [{"tp": 2, "sequence": True}, {"pp": 2}, {"zero": 1}])
+def test_sixteen_bit_ranks_train_the_run_of_one_within_their_rounding(
+    run_ranks, alone, tmp_path, parallel
+):
+    model = {"tied": True, "dtype": "bfloat16"}
+    layout = {**model, "accumulation": 2, "parallel": parallel}
+    found, _ = run(run_ranks, layout, 2, tmp_path)
+    low, exact = alone(**model), alone(tied=True)
+    assert torch.allclose(found["losses"], exact["losses"], rtol=1e-2, atol=0)
+    for name, right in exact.items():
+        if name.startswith("gradient."):
+            error, usual = (torch.linalg.vector_norm(t[name] - right) for t in (found, low))
+            assert error <= 2 * usual, name  # of the slices and their sum: 1.26 was seen
+
+
 def traffic(told: list) -> int:
     return sum(call["moved"] for rank in told for call in rank["calls"])
 
