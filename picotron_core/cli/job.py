@@ -127,6 +127,7 @@ def prepare_job(
             "data": tokens.key,
             "step": str(found[1]["step"]) if found else "0",
             "settings": f"{config.model} {config.train} {config.parallel} {config.data.seq_len} "
+            f"{config.checkpoint.every} "
             f"{config.data.document_mask}",
         }
         agree(world, selections, facts)

@@ -46,6 +46,7 @@ class TrainState:
         """Every whole float32 tensor: ("" or its moment, the parameter's name, it). All ranks go
         through them together, for each holds a part.
         """
+        self.weights.wait()
         for kind, parts in (("", self.masters), *self.moments.items()):
             mine = dict(self.weights.wholes(parts))
             for name, whole in self.layout.wholes(mine):

@@ -113,7 +113,7 @@ class Pipeline:
 
     layers: of each of its chunks.
     down, up: the pp axis, by a group for each direction: two ranks may be each other's next.
-    tokens: how many of a sequence's T a stage passes on; T / tp where they are divided.
+    divided: by how many a sequence's T is, in what a stage passes on: tp's ranks, or 1.
     """
 
     model: Llama

@@ -6,10 +6,11 @@
     all_gather over dp and cp                                          | bucket 2 | bucket 1 | ...
     next forward                                                           | embedding | layer 1 ...
 
-The float32 masters and AdamW's moments, 12 bytes a parameter, are divided among the ranks, and the
-traffic stays that of an all_reduce, which is a reduce_scatter and an all_gather (Rajbhandari et al.
-2020, arXiv:1910.02054, sections 5.1 and 7.2.1). Each flat bucket is cut into equal parts, wherever
-that falls within a parameter: AdamW takes every number for itself, so no rank has more than others.
+The float32 masters and AdamW's moments, 12 bytes a parameter where it computes in 16 bits, are
+divided among the ranks, and the traffic stays that of an all_reduce, which is a reduce_scatter and
+an all_gather (Rajbhandari et al. 2020, arXiv:1910.02054, sections 5.1 and 7.2.1). Each flat bucket
+is cut into equal parts, wherever that falls within a parameter: AdamW takes every number for
+itself, so no rank has more than others.
 """
 
 from __future__ import annotations
