@@ -71,11 +71,8 @@ def train(
     device: Device = "",
 ) -> int:
     """Train a model, by default on the source of Python's standard library."""
-    if nproc > 1:
-        from picotron_core.cli.launch import launch, without_nproc
-
-        return launch(nproc, without_nproc(sys.argv[1:]))
     from picotron_core.cli.job import find_run
+    from picotron_core.cli.launch import launch, without_nproc
     from picotron_core.cli.train import run_training
 
     shorthands = [("data.paths", path) for path in data or []]
@@ -83,11 +80,14 @@ def train(
     config, overrides = _split(rest)
     overrides = [*_shorthands(plugin, device), *shorthands, *overrides]
     if resume is None:
-        return run_training(_settings(config, overrides, backends=backends))
-    if config is not None:
+        settings, found = _settings(config, overrides, backends=backends), None
+    elif config is not None:
         raise ConfigError(f"--resume takes the run's own config.toml; leave out {config}.")
-    found = find_run(resume, _settings(None, overrides, backends=backends).config.run.dir)
-    settings = _settings(found[0].config, overrides, backends=backends)
+    else:
+        found = find_run(resume, _settings(None, overrides, backends=backends).config.run.dir)
+        settings = _settings(found[0].config, overrides, backends=backends)
+    if nproc > 1:  # only now: a mistake in the settings is told once, and not by every rank
+        return launch(nproc, without_nproc(sys.argv[1:]))
     return run_training(settings, resume=found)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import uuid
@@ -12,7 +11,8 @@ from inspect import signature
 from typing import Any
 
 from picotron_core.cli import INTERRUPTED
-from picotron_core.errors import ConfigError, RunError
+from picotron_core.errors import RunError
+from picotron_core.parallel.world import make_ready
 
 SAVE_S = 600  # Ctrl-C: what a save may take before torch's launcher kills its rank
 
@@ -21,19 +21,14 @@ def launch(nproc: int, arguments: Sequence[str]) -> int:
     """Start `picotron ARGUMENTS` as ranks 0 to N - 1 under torch's elastic launcher, wait for them.
 
     Returns: the exit code of the rank that failed first, or 0.
-    Raises: RunError where a signal ended it, which it could not say itself.
+    Raises: RunError where a signal ended it, which it could not say itself; ConfigError under
+        torchrun, which starts ranks of its own.
     """
-    if "WORLD_SIZE" in os.environ:
-        raise ConfigError(
-            "--nproc starts the ranks itself, but WORLD_SIZE is set: leave out --nproc under "
-            "torchrun, or unset WORLD_SIZE."
-        )
+    make_ready(nproc)
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # Each rank would take all cores for itself.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc)))
     # The ranks say what is wrong; the launcher would say it again, at length.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     options: dict[str, Any] = {}

@@ -152,11 +152,6 @@ def data_parallel_degree(world_size: int, *, pp: int = 1, cp: int = 1, tp: int =
     return world_size // model
 
 
-def lone_mesh(comm: Comm) -> Mesh:
-    """The mesh of a single process."""
-    return make_mesh(comm, rank=0, world_size=1)
-
-
 def _axis(name: str, along: Sequence[str], grid: Tensor, comm: Comm, rank: int) -> Axis:
     """Every rank makes all groups of an axis, in the same order, and keeps its own."""
     moving = [AXES.index(axis) for axis in along]

@@ -51,29 +51,16 @@ def parallelize(
             shared = {EMBEDDING: mesh.ends}
     if mesh.tp.size > 1:
         divide(model, cuts, mesh.tp, sequence=settings.sequence)
-    weights: Weights
-    capacity = bucket_capacity(settings)
-    if settings.zero and mesh.data.size > 1:
-        weights = Shards(
-            model,
-            device=device,
-            dtype=dtype,
-            axis=mesh.data,
-            capacity=capacity,
-            reads=model.reads(),
-            reduce=reduce,
-            shared=shared,
-        )
-    else:
-        weights = Replicas(
-            model,
-            device=device,
-            dtype=dtype,
-            axis=mesh.data,
-            capacity=capacity,
-            reduce=reduce,
-            shared=shared,
-        )
+    kind = Shards if settings.zero and mesh.data.size > 1 else Replicas
+    weights: Weights = kind(
+        model,
+        device=device,
+        dtype=dtype,
+        axis=mesh.data,
+        capacity=bucket_capacity(settings),
+        reduce=reduce,
+        shared=shared,
+    )
     layout = Layout(mesh=mesh, shapes=shapes, cuts=cuts, owners=owners, pipeline=pipeline)
     return weights, layout
 

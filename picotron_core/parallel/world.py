@@ -91,6 +91,19 @@ class World:
             raise RunError(f"Rank {self.rank} stops, for another failed. {reason}")
 
 
+def make_ready(ranks: int) -> None:
+    """Before ranks are started here: share the cores out, for each would take them all.
+
+    Raises: ConfigError where this process is a rank already.
+    """
+    if "WORLD_SIZE" in os.environ:
+        raise ConfigError(
+            "--nproc starts the ranks itself, but WORLD_SIZE is set: leave out --nproc under "
+            "torchrun, or unset WORLD_SIZE."
+        )
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+
+
 def join(*, timeout_s: float) -> World:
     """Meet the other processes; a lone process where torchrun's variables are not set.
 

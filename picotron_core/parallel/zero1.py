@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from picotron_core.model.llama import Llama
 from picotron_core.ops.comm import Work
 from picotron_core.parallel.flat import Bucket, Gradients, buckets_of, sizes_in_order
 from picotron_core.parallel.mesh import Axis
@@ -29,20 +30,16 @@ IN_FLIGHT = 2  # full buckets that wait for their sum: a slow network must not k
 
 
 class Shards:
-    """This rank's part of the weights; arguments as in `Replicas`.
-
-    reads: modules in the order of forward, each with the parameters that it needs to be there.
-    """
+    """This rank's part of the weights; arguments as in `Replicas`."""
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Llama,
         *,
         device: torch.device,
         dtype: torch.dtype,
         axis: Axis,
         capacity: int,
-        reads: Mapping[nn.Module, list[str]],
         reduce: torch.dtype = torch.float32,
         shared: Mapping[str, Axis] | None = None,
     ) -> None:
@@ -63,7 +60,7 @@ class Shards:
         self._summed: list[Tensor] = []
         self._coming: dict[int, tuple[Work, Tensor]] = {}
         where = {name: n for n, bucket in enumerate(self.buckets) for name in bucket.spans}
-        for module, names in reads.items():
+        for module, names in model.reads().items():
             needed = sorted({where[name] for name in names})
             module.register_forward_pre_hook(self._before(needed))
 

@@ -86,6 +86,18 @@ def test_a_mistake_is_told_once_with_its_exit_code(tiny, tmp_path):
     assert "parallel.tp = 3 does not divide" in err
     assert "Traceback" not in err
     assert not list(tmp_path.iterdir())
+    launcher = start(tiny, tmp_path, "--parallel.schedule", "interleavd")
+    _, err = launcher.communicate(timeout=WAIT_S)
+    assert launcher.returncode == 2
+    assert err.count("input should be '1f1b'") == 1
+
+
+def test_torchruns_rank_starts_no_ranks_of_its_own(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    launcher = start(tiny, tmp_path)
+    _, err = launcher.communicate(timeout=WAIT_S)
+    assert launcher.returncode == 2
+    assert "leave out --nproc under torchrun" in err
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the ranks in /proc")

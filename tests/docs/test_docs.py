@@ -45,9 +45,7 @@ def test_only_config_reads_picotrons_variables():
     assert len(sources) > 40
     for path in sources:
         reads = re.search(r"os\.(environ|getenv)", path.read_text(encoding="utf-8"))
-        allowed = path.name in ("config.py", "world.py", "launch.py") and "picotron_core" in str(
-            path
-        )
+        allowed = path.name in ("config.py", "world.py") and "picotron_core" in str(path)
         assert not reads or allowed, path
 
 

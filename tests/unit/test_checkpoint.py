@@ -16,7 +16,7 @@ from picotron_core.engine.state import TrainState
 from picotron_core.errors import ConfigError, DamagedFileError, RunError
 from picotron_core.parallel.data import Replicas
 from picotron_core.parallel.layout import Layout, shapes_of
-from picotron_core.parallel.mesh import lone_mesh
+from picotron_core.parallel.mesh import make_mesh
 
 TENSORS = ("model.safetensors", "optimizer.safetensors")
 
@@ -25,7 +25,7 @@ def state_at(step, size=64) -> TrainState:
     """Tensors that tell their step; a checkpoint needs no more of a model than its parameters."""
     model = torch.nn.Linear(size, 3, bias=False)
     torch.nn.init.constant_(model.weight, float(step))
-    mesh = lone_mesh(COMM)
+    mesh = make_mesh(COMM, rank=0, world_size=1)
     weights = Replicas(model, device=torch.device("cpu"), dtype=torch.float32, axis=mesh.data)
     moments = {
         name: {"weight": torch.full((3, size), step + shift)}

@@ -21,7 +21,7 @@ from picotron_core.model.llama import Llama
 from picotron_core.model.requests import requests
 from picotron_core.parallel.data import Replicas
 from picotron_core.parallel.layout import Layout, shapes_of
-from picotron_core.parallel.mesh import lone_mesh
+from picotron_core.parallel.mesh import make_mesh
 from picotron_core.registry.bind import bind
 from picotron_core.registry.plugins import load_registry
 from picotron_core.registry.select import resolve
@@ -80,7 +80,7 @@ def ops():
 def state_of(ops, dtype=torch.float16, **scale):
     model = Llama(architecture(), ops)
     initialise(model, seed=3)
-    mesh = lone_mesh(ops.comm)
+    mesh = make_mesh(ops.comm, rank=0, world_size=1)
     state = new_state(
         model,
         Replicas(model, device=CPU, dtype=dtype, axis=mesh.data),

@@ -27,7 +27,7 @@ from picotron_core.model.requests import requests
 from picotron_core.ops import Ops
 from picotron_core.parallel.data import Replicas
 from picotron_core.parallel.layout import Layout, shapes_of
-from picotron_core.parallel.mesh import lone_mesh
+from picotron_core.parallel.mesh import make_mesh
 from picotron_core.precision import choose_precision
 from picotron_core.registry import Backend, Level
 from picotron_core.registry.plugins import load_registry
@@ -124,7 +124,7 @@ def measured_peak(work, backends):
         profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
     ) as profiler:
         model = Llama(work.architecture, ops)
-        mesh = lone_mesh(ops.comm)
+        mesh = make_mesh(ops.comm, rank=0, world_size=1)
         state = new_state(
             model,
             replicas(model, work.dtype, mesh, work.reduce_dtype),
@@ -192,7 +192,7 @@ def test_what_a_layer_keeps_is_foretold_to_the_byte(attention, swiglu, masked, d
 def test_weights_masters_and_moments_are_the_states(dtype, tied):
     a = replace(SHAPES["deep"][0], tie_word_embeddings=tied)
     work = work_of((a, 1, 32), dtype=dtype, backends=LEAN)
-    model, mesh = Llama(a, no_ops()), lone_mesh(COMM)
+    model, mesh = Llama(a, no_ops()), make_mesh(COMM, rank=0, world_size=1)
     state = new_state(
         model, replicas(model, dtype, mesh), Layout(mesh=mesh, shapes=shapes_of(model))
     )

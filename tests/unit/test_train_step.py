@@ -18,7 +18,7 @@ from picotron_core.model.requests import requests
 from picotron_core.ops.loss import IGNORE_INDEX
 from picotron_core.parallel.data import Replicas
 from picotron_core.parallel.layout import Layout, shapes_of
-from picotron_core.parallel.mesh import lone_mesh
+from picotron_core.parallel.mesh import make_mesh
 from picotron_core.registry.bind import bind
 from picotron_core.registry.plugins import load_registry
 from picotron_core.registry.select import resolve
@@ -67,7 +67,7 @@ def model_of(ops, tied=True):
 
 def state_of(ops, tied=True, dtype=torch.float32):
     model = model_of(ops, tied)
-    mesh = lone_mesh(ops.comm)
+    mesh = make_mesh(ops.comm, rank=0, world_size=1)
     return new_state(
         model,
         Replicas(model, device=CPU, dtype=dtype, axis=mesh.data),
