@@ -125,6 +125,8 @@ def _attention(request: Request) -> tuple[Tensors, Call]:
     arguments: dict[str, Any] = {"causal": "causal" in request.features}
     if "window" in request.features:
         arguments["window"] = 7
+    if "offset" in request.features:
+        arguments["offset"] = S - T - 2  # two keys before the last
     documents = torch.tensor([[0] * 10 + [1] * 14, [0] * 3 + [1] * 18 + [2] * 3])
     with_lse = bool({"lse", "lse_backward"} & request.features)
 
@@ -132,6 +134,8 @@ def _attention(request: Request) -> tuple[Tensors, Call]:
         # Laid out as a model makes them: the heads are views of rows of (B, T, heads * D).
         q, k, v = (tensor.transpose(1, 2) for tensor in tensors[:3])
         extra = {"doc_ids": tensors[3]} if "doc_ids" in request.features else {}
+        if "query_doc_ids" in request.features:
+            extra["query_doc_ids"] = tensors[3][:, :T] + 1
         out = kernel(q, k, v, return_lse=with_lse, **arguments, **extra)
         if not with_lse:
             return (out,), ()

@@ -95,7 +95,7 @@ def test_blocks_that_nobody_sees_are_not_computed():
     ("T", "S", "window"), [(11, 11, None), (11, 11, 3), (11, 20, 5), (11, 6, 2)]
 )
 def test_reach_is_exactly_the_keys_that_the_oracle_sees(rows, T, S, window):
-    mask = BlockMask(T=T, S=S, causal=True, window=window, doc_ids=None)
+    mask = BlockMask(S=S, first=S - T, causal=True, window=window, doc_ids=None)
     seen = {
         s
         for t in range(rows.start, rows.stop)

@@ -16,7 +16,7 @@ def attention_level(request: Request) -> Level:
         dtype=request.dtype,
         D=request.sizes.get("D", 1),
         same_length="cross_length" not in request.features,
-        masked=bool(request.features & {"window", "doc_ids"}),
+        masked=bool(request.features & {"window", "doc_ids", "offset"}),
         lse=bool(request.features & {"lse", "lse_backward"}),
     )
     # From sm_80 on torch's flash kernel is the faster one in 16 bits, and as lean.

@@ -22,11 +22,21 @@ def attention(
     scale: float | None = None,
     window: int | None = None,
     doc_ids: Tensor | None = None,
+    offset: int | None = None,
+    query_doc_ids: Tensor | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Differs from the reference in memory alone; its lse can be differentiated."""
     T, S, D = q.shape[2], k.shape[2], q.shape[3]
-    check_arguments(q, k, causal=causal, window=window, doc_ids=doc_ids)
+    check_arguments(
+        q,
+        k,
+        causal=causal,
+        window=window,
+        doc_ids=doc_ids,
+        offset=offset,
+        query_doc_ids=query_doc_ids,
+    )
     scale = D**-0.5 if scale is None else scale
     if pinned_serves(
         device_type=q.device.type,
@@ -34,11 +44,18 @@ def attention(
         dtype=str(q.dtype).removeprefix("torch."),
         D=D,
         same_length=T == S,
-        masked=window is not None or doc_ids is not None,
+        masked=window is not None or doc_ids is not None or offset is not None,
         lse=return_lse,
     ):
         return _pinned(q, k, v, causal=causal, scale=scale)
-    mask = BlockMask(T=T, S=S, causal=causal, window=window, doc_ids=doc_ids)
+    mask = BlockMask(
+        S=S,
+        first=S - T if offset is None else offset,
+        causal=causal,
+        window=window,
+        doc_ids=doc_ids,
+        query_doc_ids=query_doc_ids,
+    )
     out, lse = blockwise(q, k, v, mask, scale=scale)
     return (out, lse) if return_lse else out
 

@@ -10,13 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockMask:
-    """The mask of the contract of attention. Query t stands at position t + S - T."""
+    """The mask of the contract of attention. first: the position of query 0 among the S keys."""
 
-    T: int
     S: int
+    first: int
     causal: bool
     window: int | None
     doc_ids: Tensor | None  # (B, S)
+    query_doc_ids: Tensor | None = None  # (B, T)
 
     def reach(self, rows: slice) -> tuple[int, int]:
         """First and one past the last key that queries `rows` may see, documents aside."""
@@ -41,12 +42,16 @@ class BlockMask:
         if self.causal and columns.stop - 1 > start:
             hidden = key > position
         if self.window is not None and columns.start <= stop - 1 - self.window:
-            behind = key <= position - self.window
+            behind = position - key >= self.window
             hidden = behind if hidden is None else hidden | behind
         if self.doc_ids is not None:
-            other = self.doc_ids[:, start:stop, None] != self.doc_ids[:, None, columns]
+            if self.query_doc_ids is None:
+                own = self.doc_ids[:, start:stop]
+            else:
+                own = self.query_doc_ids[:, rows]
+            other = own[:, :, None] != self.doc_ids[:, None, columns]
             return (other if hidden is None else hidden | other)[:, None]
         return None if hidden is None else hidden[None, None]
 
     def _positions(self, rows: slice) -> tuple[int, int]:
-        return rows.start + self.S - self.T, rows.stop + self.S - self.T
+        return rows.start + self.first, rows.stop + self.first

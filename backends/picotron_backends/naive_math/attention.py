@@ -17,13 +17,32 @@ def attention(
     scale: float | None = None,
     window: int | None = None,
     doc_ids: Tensor | None = None,
+    offset: int | None = None,
+    query_doc_ids: Tensor | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """O(T * S) memory; its lse can be differentiated."""
     (T, D), S = q.shape[2:], k.shape[2]
-    check_arguments(q, k, causal=causal, window=window, doc_ids=doc_ids)
+    check_arguments(
+        q,
+        k,
+        causal=causal,
+        window=window,
+        doc_ids=doc_ids,
+        offset=offset,
+        query_doc_ids=query_doc_ids,
+    )
     scale = D**-0.5 if scale is None else scale
-    sees = visible(T=T, S=S, causal=causal, window=window, doc_ids=doc_ids, device=q.device)
+    sees = visible(
+        T=T,
+        S=S,
+        causal=causal,
+        window=window,
+        doc_ids=doc_ids,
+        offset=offset,
+        query_doc_ids=query_doc_ids,
+        device=q.device,
+    )
 
     exact = torch.promote_types(q.dtype, torch.float32)
     groups = q.shape[1] // k.shape[1]

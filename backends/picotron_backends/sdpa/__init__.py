@@ -18,7 +18,9 @@ def supports(request: Request) -> Sequence[Reason]:
 def level(request: Request) -> Level:
     """ACCELERATED where torch has a flash kernel for the request."""
     # A causal mask of unequal lengths must be given as a tensor, except for a single query.
-    unaligned = "cross_length" in request.features and request.sizes.get("T") != 1
+    unaligned = "offset" in request.features or (
+        "cross_length" in request.features and request.sizes.get("T") != 1
+    )
     flash = flash_serves(
         device_type=request.device.type,
         capability=request.device.capability,

@@ -19,20 +19,40 @@ def attention(
     scale: float | None = None,
     window: int | None = None,
     doc_ids: Tensor | None = None,
+    offset: int | None = None,
+    query_doc_ids: Tensor | None = None,
     return_lse: bool = False,
 ) -> Tensor:
-    """Offers no lse. A window, documents, or causal with 1 < T != S cost an O(T * S) mask.
+    """Offers no lse. A window, documents, an offset, causal with 1 < T != S: an O(T * S) mask.
 
     Raises: ValueError for return_lse, and where the contract does.
     """
     if return_lse:
         raise ValueError("sdpa cannot return the lse: take attention=mem_efficient or naive-math")
     T, S = q.shape[2], k.shape[2]
-    check_arguments(q, k, causal=causal, window=window, doc_ids=doc_ids)
+    check_arguments(
+        q,
+        k,
+        causal=causal,
+        window=window,
+        doc_ids=doc_ids,
+        offset=offset,
+        query_doc_ids=query_doc_ids,
+    )
     mask = None
-    if window is not None or doc_ids is not None or (causal and T not in (1, S)):
+    placed = causal and (offset is not None or T not in (1, S))
+    if window is not None or doc_ids is not None or placed:
         # torch aligns is_causal top-left, so any other alignment is spelt out
-        mask = visible(T=T, S=S, causal=causal, window=window, doc_ids=doc_ids, device=q.device)
+        mask = visible(
+            T=T,
+            S=S,
+            causal=causal,
+            window=window,
+            doc_ids=doc_ids,
+            device=q.device,
+            offset=offset,
+            query_doc_ids=query_doc_ids,
+        )
     if scale is not None and scale <= 0:  # torch's CPU kernel scales its running -inf: NaN
         q, scale = (-q, -scale) if scale else (q * 0, 1.0)
     dtype = q.dtype
