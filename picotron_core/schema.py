@@ -120,6 +120,7 @@ class Parallel(Section):
         "1f1b", description="With pp: in which order a stage takes its micro-batches."
     )
     chunks: int = Field(2, ge=1, description="interleaved: chunks of layers that each stage has.")
+    cp: int = Field(1, ge=1, description="Ranks that divide each sequence (context parallelism).")
     tp: int = Field(
         1, ge=1, description="Ranks that divide each matrix of the model (tensor parallelism)."
     )

@@ -144,6 +144,7 @@ def prepare_job(
             rank=world.rank,
             world_size=world.size,
             pp=config.parallel.pp,
+            cp=config.parallel.cp,
             tp=config.parallel.tp,
         )
         model = _model(config, architecture, ops)

@@ -103,6 +103,7 @@ def training_requests(
         device=device,
         dtype=dtype,
         seq_len=data.seq_len,
+        context=settings.config.parallel.cp,
         micro_batch=settings.config.train.micro_batch,
         document_mask=data.document_mask,
         training=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from picotron_core.errors import NotFiniteError, RunError
 from picotron_core.ops import Ops
 from picotron_core.ops.loss import IGNORE_INDEX
 from picotron_core.ops.optimizer import AdamW
+from picotron_core.parallel.context import own
+from picotron_core.parallel.mesh import Axis
 from picotron_core.schema import Train
 
 
@@ -95,6 +97,12 @@ def evaluate(state: TrainState, batches: Iterable[Batch]) -> float:
 def decays(name: str, parameter: Tensor) -> bool:
     """Whether weight decay applies: not to norms, nor to embeddings (nor a head tied to one)."""
     return parameter.ndim >= 2 and "embed_tokens" not in name
+
+
+def part_of(batch: Batch, cp: Axis) -> Batch:
+    """This rank's tokens of a batch. The documents stay whole: a rank's queries see all keys."""
+    inputs, targets = (own(t, cp.index, cp.size, dim=1) for t in (batch.inputs, batch.targets))
+    return replace(batch, inputs=inputs, targets=targets)
 
 
 def batch_loss(state: TrainState, batch: Batch) -> Tensor:

@@ -15,7 +15,7 @@ from picotron_core.engine.metrics import peak_memory_bytes as peak_memory
 from picotron_core.engine.overflow import first_overflow
 from picotron_core.engine.schedule import learning_rate
 from picotron_core.engine.state import TrainState
-from picotron_core.engine.step import evaluate, train_step
+from picotron_core.engine.step import evaluate, part_of, train_step
 from picotron_core.errors import NotFiniteError
 from picotron_core.ops import Ops
 from picotron_core.parallel.world import World
@@ -99,9 +99,9 @@ def _batches(
     state: TrainState, config: Config, tokens: Tokens, sampler: Sampler
 ) -> Iterator[Batch]:
     """This rank's micro-batches of the next step: a pure function of its number."""
-    settings, dp = config.train, state.layout.mesh.dp
+    settings, dp, cp = config.train, state.layout.mesh.dp, state.layout.mesh.cp
     for micro_batch_index in range(settings.accumulation):
-        yield batch(
+        whole = batch(
             tokens.train,
             sampler,
             seq_len=config.data.seq_len,
@@ -113,10 +113,11 @@ def _batches(
             micro_batch_index=micro_batch_index,
             eos_id=tokens.eos_id if config.data.document_mask else None,
         )
+        yield part_of(whole, cp)
 
 
 def _evaluation(state: TrainState, config: Config, tokens: Tokens) -> EvalRecord:
-    dp = state.layout.mesh.dp
+    dp, cp = state.layout.mesh.dp, state.layout.mesh.cp
     batches = validation_batches(
         tokens.validation,
         seq_len=config.data.seq_len,
@@ -126,7 +127,7 @@ def _evaluation(state: TrainState, config: Config, tokens: Tokens) -> EvalRecord
         world_size=dp.size,
         eos_id=tokens.eos_id if config.data.document_mask else None,
     )
-    loss = evaluate(state, batches)
+    loss = evaluate(state, (part_of(whole, cp) for whole in batches))
     return EvalRecord(
         step=state.step,
         tokens=state.tokens,

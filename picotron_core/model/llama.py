@@ -14,7 +14,7 @@ from picotron_core.model.embedding import Embed, embed
 from picotron_core.model.kv_cache import KVCache
 from picotron_core.model.mlp import MLP
 from picotron_core.model.norm import RMSNorm
-from picotron_core.model.rope import RopeTables
+from picotron_core.model.rope import RopeTables, Tables
 from picotron_core.ops import Ops
 from picotron_core.ops.loss import IGNORE_INDEX
 
@@ -56,7 +56,7 @@ class Decoder(nn.Module):
             {str(n): Layer(architecture, ops, layer=n) for n in range(self.last + 1)}
         )
         self.norm = RMSNorm(E, eps=architecture.rms_norm_eps, norm=ops.norm)
-        self.rope_tables = RopeTables(architecture)
+        self.rope_tables: Tables = RopeTables(architecture)
 
     def forward(
         self,

@@ -18,6 +18,7 @@ def requests(
     training: bool,
     world_size: int,
     network: Device | None = None,
+    context: int = 1,
 ) -> list[Request]:
     """One request per op and way of calling it; every op in training, the forward's in generation.
 
@@ -29,9 +30,10 @@ def requests(
         seq_len: tokens per sequence; in generation, the most that a sequence may reach.
         training: False asks for what `generate` calls: no loss, optimizer or comm, but attention
             of one token to all before it as well (feature `cross_length`).
+        context: ranks that each sequence is divided among: attention is asked for in parts.
         network: the real device, whose collectives run, where `device` is simulated.
     """
-    B, T = micro_batch, seq_len
+    B, T = micro_batch, seq_len // context
     E, F, V = architecture.hidden_size, architecture.intermediate_size, architecture.vocab_size
     H, K = architecture.num_attention_heads, architecture.num_key_value_heads
     D = architecture.head_dim
@@ -53,12 +55,19 @@ def requests(
         features.append("gqa")
     if document_mask:
         features.append("doc_ids")
+    if context > 1:
+        features += ["lse", "lse_backward"]
     asked = [
         ask("attention", *features, B=B, H=H, K=K, T=T, S=T, D=D),
         ask("norm", N=B * T, E=E),
         ask("rope", B=B, H=H, K=K, T=T, D=D),
         ask("swiglu", N=B * T, F=F),
     ]
+    if context > 1:  # of the keys that came from other ranks: see `parallel/context.py`
+        part = [feature for feature in features if feature != "causal"]
+        part += ["cross_length", *(["query_doc_ids"] if document_mask else [])]
+        asked.append(ask("attention", *part, B=B, H=H, K=K, T=T, S=T // 2, D=D))
+        asked.append(ask("attention", *part, B=B, H=H, K=K, T=T // 2, S=T, D=D))
     if not training:
         return [*asked, ask("attention", *features, "cross_length", B=B, H=H, K=K, T=1, S=T, D=D)]
     return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -38,6 +39,9 @@ def rope_tables(architecture: Architecture, length: int) -> tuple[Tensor, Tensor
     position = torch.arange(length, dtype=torch.float32, device="cpu")
     angle = position[:, None] * inverse_frequencies(architecture)[None, :]
     return angle.cos(), angle.sin()
+
+
+Tables = Callable[[int, int, torch.device], tuple[Tensor, Tensor]]  # RopeTables, or what is like it
 
 
 class RopeTables:

@@ -26,6 +26,16 @@ class Done:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class Both:
+    one: Work
+    other: Work
+
+    def wait(self) -> None:
+        self.one.wait()
+        self.other.wait()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
     """The ranks that this one speaks with along an axis.
@@ -71,6 +81,24 @@ class Axis:
         """In place: tensor <- that of the rank at `index` of the axis."""
         if self.size > 1:
             self.comm.broadcast(tensor, src=self.ranks[index], group=self.group)
+
+    def pass_on(self, tensor: Tensor, coming: Tensor) -> Work:
+        """tensor to the next rank, the first after the last, and coming <- the previous one's.
+
+        In flight until waited for, `tensor` too.
+        """
+        previous, following = (self.ranks[(self.index + step) % self.size] for step in (-1, 1))
+
+        def send() -> Work:
+            return self.comm.send(tensor, dst=following, group=self.group, async_op=True)
+
+        def receive() -> Work:
+            return self.comm.recv(coming, src=previous, group=self.group, async_op=True)
+
+        # NCCL does one after the other: if all began by sending, nobody would receive.
+        if self.index % 2:
+            return Both(receive(), send())
+        return Both(send(), receive())
 
     def send_to_next(self, tensor: Tensor) -> Work:
         """To the next rank, the first after the last; in flight until waited for."""

@@ -9,6 +9,7 @@ import torch
 from picotron_core.errors import ConfigError
 from picotron_core.model.architecture import Architecture
 from picotron_core.model.llama import Llama
+from picotron_core.parallel.context import divide_context, refuse_context_parallel
 from picotron_core.parallel.data import Replicas, Weights
 from picotron_core.parallel.layout import Layout, shapes_of
 from picotron_core.parallel.mesh import Mesh, data_parallel_degree
@@ -51,6 +52,8 @@ def parallelize(
             shared = {EMBEDDING: mesh.ends}
     if mesh.tp.size > 1:
         divide(model, cuts, mesh.tp, sequence=settings.sequence)
+    if mesh.cp.size > 1:
+        divide_context(model, mesh.cp)
     kind = Shards if settings.zero and mesh.data.size > 1 else Replicas
     weights: Weights = kind(
         model,
@@ -78,15 +81,18 @@ def refuse_layout(
     Raises: ConfigError for degrees that this model, or this number of ranks, does not allow.
     """
     refuse_tensor_parallel(architecture, settings.tp)
-    if settings.sequence and seq_len % settings.tp:
+    refuse_context_parallel(seq_len, settings.cp)
+    if settings.sequence and seq_len // settings.cp % settings.tp:
+        ranks = settings.cp * settings.tp
+        multiple = 2 * ranks if settings.cp > 1 else ranks
         raise ConfigError(
-            f"parallel.sequence divides each sequence among {settings.tp} ranks, but data.seq_len "
-            f"is {seq_len}. Use --data.seq_len {seq_len - seq_len % settings.tp or settings.tp}."
+            f"parallel.sequence divides each sequence among {ranks} ranks, but data.seq_len is "
+            f"{seq_len}. Use --data.seq_len {seq_len - seq_len % multiple or multiple}."
         )
     if settings.pp > 1:
         stages_of(architecture.num_hidden_layers, settings)
         order_of(settings, stage=0, micro_batches=accumulation)
-    return data_parallel_degree(world_size, pp=settings.pp, tp=settings.tp)
+    return data_parallel_degree(world_size, pp=settings.pp, cp=settings.cp, tp=settings.tp)
 
 
 def bucket_capacity(settings: Parallel) -> int:

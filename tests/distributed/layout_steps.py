@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from picotron_core.config import parse_backends
 from picotron_core.data.loader import Batch
 from picotron_core.engine.state import TrainState, new_state
-from picotron_core.engine.step import batch_loss, train_step
+from picotron_core.engine.step import batch_loss, part_of, train_step
 from picotron_core.hardware import look
 from picotron_core.model.architecture import Architecture
 from picotron_core.model.init import initialise
@@ -33,7 +33,7 @@ from picotron_core.registry.plugins import load_registry
 from picotron_core.registry.select import resolve
 from picotron_core.schema import Parallel, Train
 
-V, T, STEPS, GLOBAL_BATCH = 61, 16, 10, 24
+V, T, STEPS, GLOBAL_BATCH = 61, 24, 10, 24
 CPU = torch.device("cpu")
 
 
@@ -75,7 +75,7 @@ def micro_batches(step: int, mesh: Mesh, layout: dict[str, object]) -> list[Batc
     ids[::3, 5:9] = 0
     mine = torch.arange(GLOBAL_BATCH).chunk(mesh.dp.size)[mesh.dp.index]
     accumulation = int(str(layout.get("accumulation", 1)))
-    return [
+    wholes = [
         Batch(
             inputs=ids[rows, :-1].contiguous(),
             targets=ids[rows, 1:].contiguous(),
@@ -83,6 +83,7 @@ def micro_batches(step: int, mesh: Mesh, layout: dict[str, object]) -> list[Batc
         )
         for rows in mine.chunk(accumulation)
     ]
+    return [part_of(whole, mesh.cp) for whole in wholes]
 
 
 def first_gradients(
@@ -109,7 +110,14 @@ def main(layout: dict[str, object], output: Path) -> None:
     noted = NotedComm(ops.comm)
     noted.start(store=world.store, rank=world.rank, world_size=world.size, device=CPU, timeout_s=60)
     degrees = Parallel.model_validate(layout.get("parallel", {}))
-    mesh = make_mesh(noted, rank=world.rank, world_size=world.size, pp=degrees.pp, tp=degrees.tp)
+    mesh = make_mesh(
+        noted,
+        rank=world.rank,
+        world_size=world.size,
+        pp=degrees.pp,
+        cp=degrees.cp,
+        tp=degrees.tp,
+    )
     model = Llama(model_of, ops)
     initialise(model, seed=1)
     # Buckets of 4000 numbers: several of them, and one that a large parameter has to itself.

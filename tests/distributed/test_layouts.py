@@ -111,6 +111,25 @@ def test_stages_train_the_run_of_one(
     close(found, alone(**model))
 
 
+@pytest.mark.parametrize(
+    ("world_size", "parallel", "accumulation", "tied", "documents"),
+    [
+        (2, {"cp": 2}, 1, True, False),
+        (3, {"cp": 3}, 2, False, True),
+        (4, {"cp": 4, "zero": 1}, 1, True, True),
+        (4, {"cp": 2, "tp": 2, "sequence": True}, 3, False, True),
+        (4, {"cp": 2, "pp": 2}, 3, True, True),
+    ],
+)
+def test_parts_of_sequences_train_the_run_of_one(
+    run_ranks, alone, tmp_path, world_size, parallel, accumulation, tied, documents
+):
+    model = {"tied": tied, "documents": documents}
+    layout = {**model, "accumulation": accumulation, "parallel": parallel}
+    found, _ = run(run_ranks, layout, world_size, tmp_path)
+    close(found, alone(**model))
+
+
 @pytest.mark.parametrize("parallel", [{"tp": 2, "sequence": True}, {"pp": 2}, {"zero": 1}])
 def test_sixteen_bit_ranks_train_the_run_of_one_within_their_rounding(
     run_ranks, alone, tmp_path, parallel
