@@ -52,7 +52,7 @@ def plan(settings: Settings, *, nproc: int, as_json: bool) -> int:
     config, train = settings.config, settings.config.train
     precision = choose_precision(train.dtype, [device], reduce=train.reduce_dtype)
     whole = architecture_of(config, 1 if config.model.path else config.data.vocab_size)
-    nproc = nproc or config.parallel.pp * config.parallel.tp
+    nproc = nproc or config.parallel.pp * config.parallel.cp * config.parallel.tp
     replicas = refuse_layout(
         config.parallel,
         whole,
@@ -66,14 +66,14 @@ def plan(settings: Settings, *, nproc: int, as_json: bool) -> int:
         architecture=rank_of(config.parallel, whole),
         device=device,
         dtype=precision.compute,
-        seq_len=config.data.seq_len,
+        seq_len=config.data.seq_len // config.parallel.cp,
         micro_batch=train.micro_batch,
         accumulation=train.accumulation,
         document_mask=config.data.document_mask,
         reduce_dtype=precision.reduce,
         in_flight=in_flight(config.parallel, train.accumulation),
-        replicas=replicas,
-        shards=replicas if config.parallel.zero else 1,
+        replicas=replicas * config.parallel.cp,  # ranks with the same weights
+        shards=replicas * config.parallel.cp if config.parallel.zero else 1,
         bucket=bucket_capacity(config.parallel),
         # A divided vocabulary's loss goes by chunks, as mem_efficient's does.
         kernels={

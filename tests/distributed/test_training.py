@@ -81,20 +81,23 @@ def test_what_two_ranks_divided_one_resumes_whole(picotron, tiny, tmp_path, run_
     [
         ("--parallel.tp", "2", "--parallel.sequence", "true"),
         ("--parallel.pp", "2", "--train.micro_batch", "2", "--train.accumulation", "2"),
+        ("--parallel.cp", "2", "--data.document_mask", "true"),
     ],
 )
 def test_two_ranks_with_a_part_each_train_the_run_of_one(
     picotron, tiny, tmp_path, run_ranks, flags
 ):
     more = ("--name", "two", *flags)
-    assert picotron(*command(tiny, tmp_path, "--name", "one")[2:])[0] == 0
+    same = flags[2:] if "--data.document_mask" in flags else ()
+    assert picotron(*command(tiny, tmp_path, "--name", "one", *same)[2:])[0] == 0
     results = run_ranks(command(tiny, tmp_path, *more, "--checkpoint.every", "3"), world_size=2)
     assert [result.returncode for result in results] == [0, 0], results
     for key, rel in (("loss", 1e-5), ("val_loss", 1e-5), ("grad_norm", 1e-4), ("tokens", 0)):
         found, wanted = (losses(tmp_path / name, key) for name in ("two", "one"))
         assert found == pytest.approx(wanted, rel=rel), key
     middle = str(tmp_path / "two" / "checkpoints" / "step-00000003")
-    alone = ("--parallel.tp", "1", "--parallel.pp", "1", "--parallel.sequence", "false")
+    alone = [f"--parallel.{axis}=1" for axis in ("pp", "cp", "tp")]
+    alone += ["--parallel.sequence=false"]
     assert picotron("train", "--resume", middle, *alone)[0] == 0
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
 
@@ -104,6 +107,7 @@ def test_two_ranks_with_a_part_each_train_the_run_of_one(
     [
         (("--parallel.tp", "3"), "does not divide the model's num_attention_heads"),
         (("--parallel.pp", "3"), "3 stages of 1 chunks need 3 layers, but the model has 2"),
+        (("--parallel.cp", "3"), "cuts each sequence into 6 chunks, but data.seq_len is"),
         (("--parallel.tp", "2"), "2 ranks hold one copy of the model, but there are 1 ranks"),
     ],
 )

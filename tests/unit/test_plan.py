@@ -422,3 +422,16 @@ def test_the_command_as_a_process():
     assert answer["fits"] is (answer["needed"] <= 24 * 2**30)
     assert answer["largest_micro_batch"] >= answer["micro_batch"]
     assert answer["speed"]["source"] == "published"
+
+
+def test_divided_sequences_need_an_attention_that_gives_its_lse(picotron):
+    asked = ("plan", "--device", "t4", "--nproc", "2", "--parallel.cp", "2")
+    code, _, err = picotron(*asked, "--backends", "attention=sdpa")
+    assert code != 0
+    assert "does not return the log-sum-exp. Use --backends attention=mem_efficient" in err
+    whole, half = (
+        json.loads(picotron("plan", "--device", "t4", "--json", "--nproc", "2", *more)[1])
+        for more in (("--backends", "attention=mem_efficient"), ("--parallel.cp", "2"))
+    )
+    assert half["backends"]["attention"] == "picotron/mem_efficient"
+    assert half["most"]["activations"] == whole["most"]["activations"] // 2
