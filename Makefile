@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check conformance meta bench format clean
+.PHONY: demo test check conformance meta parity bench format clean
 
 demo: .venv/run  ## train a small model on the Python standard library, and read what it writes
 	$(BIN)/picotron train examples/demo.toml
@@ -27,6 +27,9 @@ check: .venv/dev  ## lint, format, types, import law
 meta: .venv/dev  ## the suite against all wrong and right kernels: about an hour, writes docs/kill_matrix.md
 	OMP_NUM_THREADS=1 $(BIN)/python tests/meta/kill_matrix.py
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/meta --meta-all
+
+parity: .venv/dev  ## every layout of up to eight ranks against the run of one process: some hours
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/distributed/test_layouts.py --all-layouts
 
 bench: .venv/dev  ## benchmarks: compare numbers of one run only
 	$(BIN)/python -m pytest -q benchmarks/bench_*.py --benchmark-enable --benchmark-only

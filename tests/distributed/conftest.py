@@ -13,13 +13,21 @@ import pytest
 Results = list[subprocess.CompletedProcess[str]]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-layouts", action="store_true", help="every layout of up to 8 ranks")
+
+
 @pytest.fixture(scope="session")
 def run_ranks() -> Callable[..., Results]:
     return _run_ranks
 
 
 def _run_ranks(
-    arguments: list[str], world_size: int, *, env: list[dict[str, str]] | None = None
+    arguments: list[str],
+    world_size: int,
+    *,
+    env: list[dict[str, str]] | None = None,
+    timeout_s: float = 120,
 ) -> Results:
     """`python ARGUMENTS` once per rank, with torchrun's variables; waits for all of them."""
     with socket.socket() as probe:
@@ -48,6 +56,6 @@ def _run_ranks(
         )
     results = []
     for process in running:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=timeout_s)
         results.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
     return results

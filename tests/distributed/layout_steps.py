@@ -1,15 +1,16 @@
-"""One rank of `test_layouts.py`: ten steps of a tiny model in the layout of the JSON argument.
+"""One rank of `test_layouts.py`: ten steps of a tiny model in each layout of the JSON argument.
 
 The first rank writes the losses, the gradients of the first step and the last parameters, whole, to
-a safetensors file. With another number of ranks, or other degrees, they must be the same numbers.
+a safetensors file each. With other ranks, or other degrees, they must be the same numbers.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -33,15 +34,15 @@ from picotron_core.registry.plugins import load_registry
 from picotron_core.registry.select import resolve
 from picotron_core.schema import Parallel, Train
 
-V, T, STEPS, GLOBAL_BATCH = 61, 24, 10, 24
+V, T, STEPS, GLOBAL_BATCH = 61, 48, 10, 24
 CPU = torch.device("cpu")
 
 
-def architecture(*, tied: bool) -> Architecture:
+def architecture(*, tied: bool, layers: int) -> Architecture:
     return Architecture(
         hidden_size=32,
         intermediate_size=40,
-        num_hidden_layers=4,
+        num_hidden_layers=layers,
         num_attention_heads=8,
         num_key_value_heads=4,
         head_dim=4,
@@ -68,26 +69,26 @@ def bound_ops(model: Architecture, world: World) -> Ops:
     return ops
 
 
-def micro_batches(step: int, mesh: Mesh, layout: dict[str, object]) -> list[Batch]:
+def micro_batches(step: int, mesh: Mesh, layout: dict[str, Any]) -> list[Batch]:
     """This rank's part of the step's 24 samples: the same samples in every layout."""
     ids = torch.randint(0, V, (GLOBAL_BATCH, T + 1), generator=torch.Generator().manual_seed(step))
     documents = ((ids[:, :-1] % 7) == 0).int().cumsum(1, dtype=torch.int32)
     ids[::3, 5:9] = 0
-    mine = torch.arange(GLOBAL_BATCH).chunk(mesh.dp.size)[mesh.dp.index]
-    accumulation = int(str(layout.get("accumulation", 1)))
+    mine = torch.arange(GLOBAL_BATCH).tensor_split(mesh.dp.size)[mesh.dp.index]
+    accumulation = layout.get("accumulation", 1)
     wholes = [
         Batch(
             inputs=ids[rows, :-1].contiguous(),
             targets=ids[rows, 1:].contiguous(),
             doc_ids=documents[rows] if layout.get("documents") else None,
         )
-        for rows in mine.chunk(accumulation)
+        for rows in mine.tensor_split(accumulation)
     ]
     return [part_of(whole, mesh.cp) for whole in wholes]
 
 
 def first_gradients(
-    state: TrainState, mesh: Mesh, layout: dict[str, object]
+    state: TrainState, mesh: Mesh, layout: dict[str, Any]
 ) -> dict[str, torch.Tensor]:
     batches = micro_batches(0, mesh, layout)
     if pipeline := state.layout.pipeline:
@@ -102,50 +103,68 @@ def first_gradients(
     return found
 
 
-def main(layout: dict[str, object], output: Path) -> None:
-    torch.set_num_threads(1)
-    world = join(timeout_s=60)
-    model_of = architecture(tied=bool(layout.get("tied")))
-    ops = bound_ops(model_of, world)
-    noted = NotedComm(ops.comm)
-    noted.start(store=world.store, rank=world.rank, world_size=world.size, device=CPU, timeout_s=60)
-    degrees = Parallel.model_validate(layout.get("parallel", {}))
-    mesh = make_mesh(
-        noted,
-        rank=world.rank,
-        world_size=world.size,
-        pp=degrees.pp,
-        cp=degrees.cp,
-        tp=degrees.tp,
-    )
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """What the layouts of one launch share."""
+
+    world: World
+    comm: NotedComm
+    meshes: dict[tuple[int, int, int], Mesh] = field(default_factory=dict)
+
+    def mesh(self, degrees: Parallel) -> Mesh:
+        pp, cp, tp = key = degrees.pp, degrees.cp, degrees.tp
+        if key not in self.meshes:
+            rank, size = self.world.rank, self.world.size
+            self.meshes[key] = make_mesh(self.comm, rank=rank, world_size=size, pp=pp, cp=cp, tp=tp)
+        return self.meshes[key]
+
+
+def train(layout: dict[str, Any], ranks: Ranks, output: Path) -> dict[str, object]:
+    """Ten steps; the first rank writes what came of them. Returns what this rank has to tell."""
+    model_of = architecture(tied=bool(layout.get("tied")), layers=layout.get("layers", 4))
+    ops = bound_ops(model_of, ranks.world)
+    # Buckets of 4000 numbers: several of them, and one that a large parameter has to itself.
+    settings = Parallel.model_validate({"bucket_mb": 0.016, **layout.get("parallel", {})})
+    mesh = ranks.mesh(settings)
     model = Llama(model_of, ops)
     initialise(model, seed=1)
-    # Buckets of 4000 numbers: several of them, and one that a large parameter has to itself.
-    settings = Parallel.model_validate({"bucket_mb": 0.016, **dict(layout.get("parallel", {}))})  # type: ignore[call-overload]
-    dtype = getattr(torch, str(layout.get("dtype", "float32")))
-    reduce = getattr(torch, str(layout.get("reduce", "float32")))
+    dtype = getattr(torch, layout.get("dtype", "float32"))
+    reduce = getattr(torch, layout.get("reduce", "float32"))
     weights, parts = parallelize(model, settings, mesh, device=CPU, dtype=dtype, reduce=reduce)
     state = new_state(model, weights, parts)
     tensors = first_gradients(state, mesh, layout)
     losses, norms = [], []
     for step in range(STEPS):
         batches = micro_batches(step, mesh, layout)
-        noted.calls.clear()
+        ranks.comm.calls.clear()
         result = train_step(state, batches, ops, lr=2e-3, train=Train(clip=0.05))
         losses.append(result.loss)
         norms.append(result.grad_norm)
     weights.wait()
-    calls = [asdict(call) for call in noted.calls]
+    calls = [asdict(call) for call in ranks.comm.calls]
     kept = {kind or "master": 0 for kind, _, _ in state.tensors()}
     assert set(kept) == {"master", "exp_avg", "exp_avg_sq"}
     tensors |= {f"{kind}.{name}": whole.clone() for kind, name, whole in state.tensors()}
     tensors |= {"losses": torch.tensor(losses, dtype=torch.float64)}
     tensors |= {"norms": torch.tensor(norms, dtype=torch.float64)}
     held = sum(moment.numel() for of in state.moments.values() for moment in of.values())
-    ops.comm.stop()
-    if world.is_first:
+    if ranks.world.is_first:
         save_file(tensors, output)
-    print(json.dumps({"held": held, "all": 2 * model_of.num_parameters, "calls": calls}))
+    return {"held": held, "all": 2 * model_of.num_parameters, "calls": calls}
+
+
+def main(layouts: list[dict[str, Any]], folder: Path) -> None:
+    torch.set_num_threads(1)
+    world = join(timeout_s=120)
+    name = "local" if world.size == 1 else "gloo-cpu"
+    candidates = load_registry().candidates
+    comm = NotedComm(next(c for c in candidates if c.backend.name == name).backend.load())
+    comm.start(store=world.store, rank=world.rank, world_size=world.size, device=CPU, timeout_s=120)
+    ranks = Ranks(world, comm)
+    for number, layout in enumerate(layouts):
+        told = train(layout, ranks, folder / f"{number}.safetensors")
+        print(json.dumps(told), flush=True)
+    comm.stop()
 
 
 if __name__ == "__main__":

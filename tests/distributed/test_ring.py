@@ -33,8 +33,8 @@ def test_the_memory_of_a_rank_falls_with_the_number_of_ranks(run_ranks):
         max(rank["peak"] for rank in ask_ranks(run_ranks, ranks, "mem_efficient", "peak"))
         for ranks in (2, 4)
     )
-    # Beyond the parts of q, k and v. Of the 27 MB of two ranks 3 are the blocks that attention works
-    # in, whatever the length; with all keys on every rank it would be 0.65.
+    # Beyond the parts of q, k and v. Of the 27 MB of two ranks 3 are the blocks that attention
+    # works in, whatever the length; with all keys on every rank it would be 0.65.
     assert four / two < 0.58
 
 
