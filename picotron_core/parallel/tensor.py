@@ -9,8 +9,8 @@ result only need to be added (Shoeybi et al. 2019, arXiv:1909.08053, section 3).
 
 With `sequence` the norms and the residual stream between the blocks are divided as well, by tokens:
 the all_reduce at the block's end becomes a reduce_scatter there and an all_gather at the next one's
-beginning, as many bytes, with 1/tp of the activations (Korthikanti et al. 2022, arXiv:2205.05198,
-section 4.2).
+beginning, as many bytes, and a rank keeps 1/tp of what lies between the blocks. What enters one is
+whole, and kept whole for the backward (Korthikanti et al. 2022, arXiv:2205.05198, section 4.2).
 """
 
 from __future__ import annotations
