@@ -139,7 +139,13 @@ class Checkpoint(Section):
     """What is kept of a run."""
 
     every: int = Field(500, ge=0, description="Steps between checkpoints; 0: only at the end.")
-    keep: int = Field(2, ge=1, description="How many of the newest checkpoints are kept.")
+    keep: int = Field(2, ge=2, description="How many of the newest checkpoints are kept.")
+    max_mb_per_s: float = Field(
+        0.0, ge=0, description="Megabytes a second that each rank writes at most; 0: no limit."
+    )
+    max_misses: int = Field(
+        3, ge=1, description="Saves in a row that the disk may refuse before the run stops."
+    )
 
 
 class Run(Section):

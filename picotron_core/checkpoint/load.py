@@ -1,98 +1,176 @@
-"""Find a run's newest whole checkpoint and read it back."""
+"""Find a run's newest whole checkpoint, and read from it what this rank needs."""
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from picotron_core.checkpoint.manifest import MANIFEST, read_manifest
+from picotron_core.checkpoint.commit import listed
+from picotron_core.checkpoint.header import FLOAT32_BYTES, MASTER, Header, decode
+from picotron_core.checkpoint.manifest import MANIFEST, Manifest, read_manifest, verify
+from picotron_core.checkpoint.pieces import held, numbers_of, tensors
+from picotron_core.checkpoint.rng import set_rng_states
 from picotron_core.engine.state import TrainState
 from picotron_core.errors import ConfigError, DamagedFileError
+from picotron_core.files import open_regular
+from picotron_core.parallel.piece import Piece, common, covered_once, whole
+from picotron_core.parallel.world import World
 
 log = logging.getLogger("picotron")
 
 
-def find_checkpoint(run: Path) -> tuple[Path, dict[str, Any]]:
-    """The newest whole checkpoint of a run, or the one given itself, with its manifest.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """One whose files are those of its manifest, and whose pieces make whole tensors."""
 
-    A damaged one is named in a warning and passed over for the one before.
+    folder: Path
+    manifest: Manifest
+    headers: Mapping[str, Header]
+
+    def read(self, kind: str, name: str, piece: Piece) -> Tensor:
+        """Those numbers of a tensor that a piece of it names, flat, on the host; its filling is 0.
+
+        No byte is read that is not asked for, and each once.
+
+        Raises: DamagedFileError where a file ends early.
+        """
+        found = torch.zeros(piece.size, dtype=torch.float32)
+        target = found.view(torch.uint8).numpy().data
+        for file_name, header in self.headers.items():
+            runs = list(common(piece, header.pieces[name])) if name in header.pieces else []
+            if not runs:
+                continue
+            path, first = self.folder / file_name, header.offsets[kind, name]
+            with open_regular(path) as file:
+                for mine, theirs, count in runs:
+                    file.seek(first + FLOAT32_BYTES * theirs)
+                    rest = target[FLOAT32_BYTES * mine : FLOAT32_BYTES * (mine + count)]
+                    while rest:
+                        got = file.readinto(rest)
+                        if not got:
+                            raise DamagedFileError(f"{path} is damaged: it ends early.")
+                        rest = rest[got:]
+        return found
+
+
+def open_checkpoint(folder: Path, *, part: int = 0, parts: int = 1) -> Checkpoint:
+    """Check all there is to check, before anything large is allocated.
+
+    Args:
+        part, parts: of several ranks, each reads this part of the files for their checksums.
+
+    Raises: DamagedFileError that names the file.
+    """
+    manifest = read_manifest(folder)
+    verify(folder, manifest, part=part, parts=parts)
+    headers = {}
+    for name, entry in manifest.files.items():
+        try:
+            with open_regular(folder / name) as file:
+                headers[name] = decode(file, entry.bytes, manifest.parameters)
+        except (OSError, ValueError) as error:
+            raise DamagedFileError(f"{folder / name} is damaged ({error}).") from None
+        if headers[name].offsets.keys() - {
+            (kind, parameter) for kind in manifest.kinds for parameter in headers[name].pieces
+        } or len(headers[name].offsets) != len(manifest.kinds) * len(headers[name].pieces):
+            raise DamagedFileError(f"{folder / name} is damaged (other tensors than the manifest).")
+    for name, shape in manifest.parameters.items():
+        pieces = [header.pieces[name] for header in headers.values() if name in header.pieces]
+        if not covered_once(pieces, prod(shape)):
+            raise DamagedFileError(
+                f"{folder / MANIFEST} is damaged: its files do not hold each number of {name} once."
+            )
+    return Checkpoint(folder=folder, manifest=manifest, headers=headers)
+
+
+def find_checkpoint(
+    run: Path, world: World | None = None, *, below: int | None = None
+) -> Checkpoint:
+    """The newest whole checkpoint of a run, or the one that is given itself.
+
+    A damaged one is named in a warning and passed over for the one before. All ranks call it, each
+    reads a part of the files, and what one finds damaged is damaged for all.
+
+    Args:
+        below: only checkpoints of earlier steps than this.
 
     Raises: ConfigError where there is none; DamagedFileError where all are damaged.
     """
-    if (run / MANIFEST).is_file():
-        return run, read_manifest(run)
-    found = sorted((run / "checkpoints").glob("step-*"), reverse=True)
-    if not found:
-        raise ConfigError(
-            f"{run} holds no checkpoint. Give the folder of a run that has saved one, "
-            "e.g. runs/demo."
-        )
+    world = world or World()
+    given = run.parent.name == "checkpoints"
+    folders = [run] if given else listed(run / "checkpoints")
+    names = json.loads(world.share(f"found/{below}", lambda: json.dumps([f.name for f in folders])))
     damage = ""
-    for folder in found:
+    for name in names:
+        folder = (run.parent if given else run / "checkpoints") / name
+        found, mine = None, ""
         try:
-            return folder, read_manifest(folder)
+            found = open_checkpoint(folder, part=world.rank, parts=world.size)
         except DamagedFileError as error:
-            log.warning("%s The one before it is used.", error)
-            damage = str(error)
-    raise DamagedFileError(f"No checkpoint of {run} is whole. {damage}")
+            mine = str(error)
+        told = world.gather(f"damage/{below}/{name}", mine)
+        damage = next((text for text in told if text), "")
+        if found and not damage and (below is None or found.manifest.step < below):
+            return found
+        if damage and not given:
+            log.warning("%s The one before it is used.", damage)
+    if damage:
+        raise DamagedFileError(f"No checkpoint of {run} is whole. {damage}")
+    raise ConfigError(
+        f"{run} holds no checkpoint{'' if below is None else f' of a step before {below}'}. Give "
+        "the folder of a run that has saved one, e.g. runs/demo."
+    )
 
 
-def load(state: TrainState, folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Fill `state` from a checkpoint that `find_checkpoint` returned.
+def load(state: TrainState, checkpoint: Checkpoint) -> None:
+    """Fill this rank's part of `state`, whatever layout has saved it.
 
     Raises: DamagedFileError where its tensors are not those of the model.
     """
-    _fill_parts(state, state.masters, load_file(folder / "model.safetensors"), folder)
-    moments = load_file(folder / "optimizer.safetensors")
-    for moment, by_name in state.moments.items():
-        prefix = f"{moment}."
-        mine = {n.removeprefix(prefix): t for n, t in moments.items() if n.startswith(prefix)}
-        _fill_parts(state, by_name, mine, folder)
-    state.step, state.tokens = int(manifest["step"]), int(manifest["tokens"])
-    if state.loss_scale and "loss_scale" in manifest:
-        seen = {name: manifest["loss_scale"][name] for name in ("value", "steps", "skips")}
-        state.loss_scale = replace(state.loss_scale, **seen)
+    manifest = checkpoint.manifest
+    _refuse_other_models(state.layout.shapes, checkpoint)
+    mine = held(state)
+    for kind, of in tensors(state):
+        for name, piece in mine.items():
+            numbers_of(of[name], piece, piece).copy_(checkpoint.read(kind, name, piece))
+    state.step, state.tokens = manifest.step, manifest.tokens
+    if state.loss_scale and manifest.loss_scale:
+        state.loss_scale = replace(state.loss_scale, **manifest.loss_scale.model_dump())
+    own = f"rank-{state.layout.mesh.world.index:05d}.safetensors"
+    if own in checkpoint.headers:
+        try:
+            set_rng_states(state, checkpoint.headers[own].notes)
+        except ValueError as error:
+            raise DamagedFileError(f"{checkpoint.folder / own} is damaged ({error}).") from None
     state.weights.publish()
 
 
-def load_weights_only(state_dict: Mapping[str, Tensor], folder: Path) -> None:
-    """Fill a model's parameters from a checkpoint, for generation."""
-    sources = load_file(folder / "model.safetensors")
-    _refuse_other_models({n: t.shape for n, t in state_dict.items()}, sources, folder)
-    for name, target in state_dict.items():
-        target.data.copy_(sources[name])
+def load_weights_only(parameters: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
+    """Fill a whole model's parameters, for generation."""
+    _refuse_other_models({n: t.shape for n, t in parameters.items()}, checkpoint)
+    for name, target in parameters.items():
+        value = checkpoint.read(MASTER, name, whole(target.numel()))
+        target.data.copy_(value.view(target.shape))
 
 
-def _fill_parts(
-    state: TrainState, targets: Mapping[str, Tensor], sources: Mapping[str, Tensor], folder: Path
-) -> None:
-    """Fill what this rank holds."""
-    _refuse_other_models(state.layout.shapes, sources, folder)
-    for name, _ in state.model.named_parameters():
-        part = state.weights.part(name, state.layout.part(name, sources[name]))
-        if part is not None:
-            targets[name].data.copy_(part)
-
-
-def _refuse_other_models(
-    mine: Mapping[str, torch.Size], sources: Mapping[str, Tensor], folder: Path
-) -> None:
-    if mine.keys() != sources.keys():
-        odd = sorted(mine.keys() ^ sources.keys())[0]
+def _refuse_other_models(mine: Mapping[str, torch.Size], checkpoint: Checkpoint) -> None:
+    folder, theirs = checkpoint.folder, checkpoint.manifest.parameters
+    if mine.keys() != theirs.keys():
+        odd = sorted(mine.keys() ^ theirs.keys())[0]
         raise DamagedFileError(
             f"{folder} is of another model: {odd!r} is in only one of the two. "
             "Resume with the model settings of the run's own config.toml."
         )
     for name, shape in mine.items():
-        if shape != sources[name].shape:
+        if list(shape) != theirs[name]:
             raise DamagedFileError(
-                f"{folder} is of another model: {name} is {tuple(sources[name].shape)} there, "
+                f"{folder} is of another model: {name} is {tuple(theirs[name])} there, "
                 f"{tuple(shape)} here."
             )

@@ -4,56 +4,184 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from picotron_core.errors import DamagedFileError
-from picotron_core.files import crc32
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from picotron_core.checkpoint.header import LIMIT, parse
+from picotron_core.errors import DamagedFileError, RunError
+from picotron_core.files import BLOCK, open_regular
 
 MANIFEST = "manifest.json"
-TENSORS = ("model.safetensors", "optimizer.safetensors")
-FORMAT = 1
+FORMAT = 2  # 1 had whole tensors in two files; it was never released
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Size = Annotated[int, Field(ge=1, lt=2**63)]
+# Not any plain basename: only what a rank's file is called.
+FileName = Annotated[str, StringConstraints(pattern=r"^rank-[0-9]{5,9}\.safetensors\z")]
+Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.+-]{1,100}\z")]
+Name = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,200}(/[A-Za-z0-9_.-]{1,200})?\z")
+]
+Dims = Annotated[list[Size], Field(max_length=8)]
 
 
-def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Vouch for the tensors in `folder`, and for the facts (JSON); nothing is written after it."""
-    files = {
-        name: {"bytes": (folder / name).stat().st_size, "crc32": crc32(folder / name)}
-        for name in TENSORS
-    }
-    manifest = {"format": FORMAT, **facts, "files": files}
-    vouched = {"manifest": manifest, "crc32": zlib.crc32(_canonical(manifest))}
-    (folder / MANIFEST).write_text(json.dumps(vouched, indent=1), encoding="utf-8")
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The facts of a checkpoint whose every file holds what was written.
+class FileEntry(Strict):
+    bytes: Count
+    crc32: Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Degrees(Strict):
+    """The layout that wrote it. Informs: any other reads it."""
+
+    dp: Size = 1
+    pp: Size = 1
+    cp: Size = 1
+    tp: Size = 1
+    zero: Count = 0
+
+    def __str__(self) -> str:
+        wide = [f"{name} {n}" for name, n in self.model_dump().items() if n > (name != "zero")]
+        return ", ".join(wide) or "one rank"
+
+
+class Backend(Strict):
+    """Who served an op. Compared with who does now; never looked up, let alone imported."""
+
+    op: Word
+    backend: Name
+    distribution: Name
+    version: Word
+    dtype: Word
+
+
+class Scale(Strict):
+    value: Annotated[float, Field(gt=0)]
+    steps: Count
+    skips: Count
+
+
+class Facts(Strict):
+    """What a run must find again, and what stays the same for all its checkpoints.
+
+    data: the key of the token cache. global_batch: samples a step. config: as in config.toml.
+    """
+
+    data: Annotated[str, StringConstraints(max_length=200)]
+    eos_id: Count
+    seed: Count
+    global_batch: Size
+    config: dict[str, Any] = Field(default_factory=dict)
+    backends: list[Backend] = Field(default_factory=list)
+
+
+class Manifest(Strict):
+    """samples: how many the run has had, the sampler's position. parameters: name -> whole shape.
+    kinds: what is kept of each: the master, and the moments' names.
+    """
+
+    format: Literal[2] = 2
+    step: Count
+    tokens: Count
+    samples: Count
+    facts: Facts
+    layout: Degrees
+    loss_scale: Scale | None
+    parameters: dict[str, Dims]
+    kinds: list[Word]
+    files: dict[FileName, FileEntry]
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry.bytes for entry in self.files.values())
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The manifest's file, with a checksum of its own.
+
+    Raises: RunError for one that no reader would accept.
+    """
+    values = manifest.model_dump()
+    vouched = {"manifest": values, "crc32": zlib.crc32(_canonical(values))}
+    text = json.dumps(vouched, indent=1).encode()
+    if len(text) > LIMIT:
+        raise RunError(f"The manifest of a checkpoint would take {len(text)} bytes, above {LIMIT}.")
+    return text
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest alone: `verify` looks at the files that it vouches for.
 
     Raises: DamagedFileError that names the file.
     """
     path = folder / MANIFEST
+    if folder.is_symlink():
+        raise DamagedFileError(f"{folder} is a link, and no links are followed to a checkpoint.")
     try:
-        vouched = json.loads(path.read_bytes())
-        manifest: dict[str, Any] = vouched["manifest"]
-        if vouched["crc32"] != zlib.crc32(_canonical(manifest)):
+        with open_regular(path) as file:
+            text = file.read(LIMIT + 1)
+        if len(text) > LIMIT:
+            raise ValueError(f"more than {LIMIT} bytes")
+        vouched = parse(text)
+        values = vouched.get("manifest")
+        if not isinstance(values, dict) or vouched.get("crc32") != zlib.crc32(_canonical(values)):
             raise ValueError("its crc32 differs")
-        if manifest["format"] == FORMAT:
-            written = {name: manifest["files"][name] for name in TENSORS}
-        else:
-            raise ValueError(f"format {manifest['format']}, this Picotron reads {FORMAT}")
+        if values.get("format") != FORMAT:
+            raise ValueError(
+                f"format {values.get('format')!r}, this Picotron reads {FORMAT}: a run saved by "
+                "another version goes on with that version"
+            )
+        return Manifest.model_validate(values)
     except OSError as error:
         raise DamagedFileError(f"{path} cannot be read ({error.strerror}).") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])[:200]
+        raise DamagedFileError(f"{path} is damaged ({key}: {first['msg']}).") from None
+    except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"{path} is damaged ({error}).") from None
-    for name, entry in written.items():
-        file = folder / name
-        if not file.is_file() or file.is_symlink():
-            raise DamagedFileError(f"{file}, named in the manifest, is missing or not a file.")
-        if file.stat().st_size != entry["bytes"] or crc32(file) != entry["crc32"]:
-            raise DamagedFileError(f"{file} is damaged.")
-    return manifest
 
 
-def _canonical(manifest: Mapping[str, Any]) -> bytes:
-    return json.dumps(manifest, sort_keys=True).encode()
+def verify(folder: Path, manifest: Manifest, *, part: int = 0, parts: int = 1) -> None:
+    """Compare every file, or this part of the files, with the manifest. All bytes are read.
+
+    Raises: DamagedFileError that names the first that differs.
+    """
+    for number, (name, entry) in enumerate(sorted(manifest.files.items())):
+        path = folder / name
+        try:
+            with open_regular(path) as file:
+                found = _size(file)
+                if found != entry.bytes:
+                    raise DamagedFileError(
+                        f"{path} is damaged: it has {found} bytes, not {entry.bytes}."
+                    )
+                if number % parts == part and _crc32(file) != entry.crc32:
+                    raise DamagedFileError(f"{path} is damaged: its crc32 differs.")
+        except OSError as error:
+            raise DamagedFileError(
+                f"{path}, named in the manifest, cannot be read ({error.strerror})."
+            ) from None
+
+
+def _size(file: FileIO) -> int:
+    return file.seek(0, 2)
+
+
+def _crc32(file: FileIO) -> int:
+    file.seek(0)
+    value = 0
+    block = bytearray(BLOCK)
+    while count := file.readinto(block):
+        value = zlib.crc32(memoryview(block)[:count], value)
+    return value
+
+
+def _canonical(values: dict[str, Any]) -> bytes:
+    return json.dumps(values, sort_keys=True).encode()

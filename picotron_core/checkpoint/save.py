@@ -1,101 +1,263 @@
-"""Save a state: written beside, made durable, then renamed into place."""
+"""Saves under way: one at a time, written by a thread, moved on by all ranks together.
+
+    step ends | start: copy | next steps, a thread writes | every rank's is done: rank 0's thread
+              |             |                             | commits | that too is done: it exists
+
+A rank's thread never speaks to other ranks. `boundary`, which all call after each step, finds out
+whether all are done with their part; only then does anything follow from it.
+"""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping
-from dataclasses import asdict
+import logging
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
+import torch
 
-from picotron_core.checkpoint.manifest import write_manifest
+from picotron_core.checkpoint import header as headers
+from picotron_core.checkpoint.commit import commit, folder_of, prune, sweep, temporary_of
+from picotron_core.checkpoint.disk import Disk
+from picotron_core.checkpoint.manifest import Facts, FileEntry, Manifest, Scale
+from picotron_core.checkpoint.pieces import degrees_of, held, numbers_of, tensors, written
+from picotron_core.checkpoint.rng import rng_states
+from picotron_core.checkpoint.snapshot import Snapshot
+from picotron_core.checkpoint.write import write_file
 from picotron_core.engine.state import TrainState
-from picotron_core.errors import RunError
-from picotron_core.files import fsync
+from picotron_core.errors import NotFiniteError, RunError
+from picotron_core.parallel.world import World
 
-TEMPORARY = ".writing-"  # a folder so named is never read, and swept by the next save
+log = logging.getLogger("picotron")
 
 
-def save(
-    state: TrainState,
-    checkpoints: Path,
-    *,
-    facts: Mapping[str, Any],
-    keep: int,
-    writes: bool = True,
-) -> Path:
-    """Write `checkpoints/step-<n>/`; of the others keep the newest `keep` - 1 before it.
+class Task(threading.Thread):
+    """Work in the background, and its end. A daemon: who quits at once does not wait for a disk."""
 
-    The float32 masters go to model.safetensors under Hugging Face's names, the moments to
-    optimizer.safetensors; the low-precision weights are derived and not kept. Checkpoints of later
-    steps go: they belong to a future that resuming from an earlier one has given up.
+    def __init__(self, work: Callable[[], str]) -> None:
+        super().__init__(daemon=True)
+        self._work = work
+        self.answer = ""
+        self.error: Exception | None = None
+        self.start()
 
-    Args:
-        facts: what the run must find again besides tensors (JSON), e.g. selections and data key.
-        writes: one rank does. The others call this as well, for each may hold a part of the state.
+    def run(self) -> None:
+        try:
+            self.answer = self._work()
+        except Exception as error:  # noqa: BLE001 - `outcome` raises it in the main thread
+            self.error = error
 
-    Raises: RunError where the disk refuses; the earlier checkpoints are then untouched.
+    def outcome(self) -> tuple[str, str]:
+        """(answer, why it failed): once done. Raises what is no failure of a disk."""
+        self.join()
+        if self.error is None:
+            return self.answer, ""
+        if isinstance(self.error, OSError | NotFiniteError | RunError):
+            return "", str(self.error)
+        raise self.error
+
+
+@dataclass(slots=True, kw_only=True)
+class Flight:
+    """A save under way. number: of all that were tried, to tell one's words from another's."""
+
+    number: int
+    manifest: Manifest
+    task: Task
+    committing: bool = False
+    began: float = field(default_factory=time.monotonic)
+
+
+class Saver:
+    """Saves a state at the end of steps. Every rank has one, and calls it alike.
+
+    saved: the step of the newest checkpoint, at first of that which the state came from.
+    skipped: saves that were not begun because the one before was under way.
+    write_s: how long the last one took. held_s: for how long saving has kept this thread from
+    training, in seconds.
     """
-    final = checkpoints / f"step-{state.step:08d}"
-    temporary = checkpoints / f"{TEMPORARY}{final.name}"
-    kept: dict[str, dict[str, Tensor]] = {}
-    for kind, name, whole in state.tensors():
-        if writes:
-            kept.setdefault(kind, {})[name] = whole.cpu()
-    if not writes:
-        return final
-    try:
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        for stale in checkpoints.glob(f"{TEMPORARY}*"):
-            shutil.rmtree(stale)
-        temporary.mkdir()
-        _write(state, kept, temporary, facts)
-        if final.exists():  # renamed away, not deleted: a kill from here on loses neither
-            final.rename(checkpoints / f"{TEMPORARY}replaced")
-        temporary.rename(final)
-        fsync(checkpoints)
-    except (OSError, SafetensorError) as error:
-        raise RunError(
-            f"Cannot write the checkpoint {final}: {error}. "
+
+    def __init__(
+        self,
+        state: TrainState,
+        checkpoints: Path,
+        *,
+        facts: Facts,
+        keep: int,
+        max_mb_per_s: float = 0.0,
+        max_misses: int = 3,
+        saved: int | None = None,
+        world: World | None = None,
+        disk: Disk | None = None,
+    ) -> None:
+        self.state, self.checkpoints, self.facts = state, checkpoints, facts
+        self.keep, self.max_mb_per_s, self.max_misses = keep, max_mb_per_s, max_misses
+        self.world, self.disk = world or World(), disk or Disk()
+        self.saved, self.skipped, self.misses = saved, 0, 0
+        self.write_s = self.held_s = 0.0
+        self.sound: set[str] = set()
+        self._snapshot = Snapshot()
+        self._flight: Flight | None = None
+        self._tried, self._why = 0, ""
+        self._run = self.world.share("saver", lambda: uuid.uuid4().hex[:8])
+        machines = self.world.gather("machine", socket.gethostname())
+        self._ranks_here = machines.count(machines[self.world.rank])
+        if self.world.is_first:
+            sweep(self.disk, checkpoints)
+
+    @property
+    def under_way(self) -> bool:
+        return self._flight is not None
+
+    def start(self) -> bool:
+        """Begin to save the state as it is; False where one is under way, which is counted."""
+        if self._flight:
+            self.skipped += 1
+            log.warning(
+                "step %d is not saved: step %d is still being written (%d skipped so far)",
+                *(self.state.step, self._flight.manifest.step, self.skipped),
+            )
+            return False
+        begin = time.monotonic()
+        state = self.state
+        state.weights.wait()
+        manifest = self._manifest()
+        mine, whole = written(state), held(state)
+        kinds = [kind for kind, _ in tensors(state)]
+        head = headers.encode(mine, kinds, shapes=state.layout.shapes, notes=rng_states(state))
+        views = [
+            numbers_of(of[name], whole[name], piece)
+            for _, of in tensors(state)
+            for name, piece in mine.items()
+        ]
+        folder = temporary_of(self.checkpoints, state.step, self._run)
+        copied = self._snapshot.take(views, ranks_here=self._ranks_here)
+
+        def write() -> str:
+            self.disk.make_folder(folder)
+            numbers = [self._snapshot.wait()] if copied else views
+            path = folder / f"rank-{self.world.rank:05d}.safetensors"
+            limit = self.max_mb_per_s if copied else 0.0  # training waits: as fast as it can be
+            entry = write_file(self.disk, path, head, numbers, max_mb_per_s=limit)
+            return entry.model_dump_json()
+
+        self._tried += 1
+        self._flight = Flight(number=self._tried, manifest=manifest, task=Task(write))
+        if not copied:
+            log.warning("too little memory to copy the state: training waits for the disk")
+            self._flight.task.join()
+        self.held_s += time.monotonic() - begin
+        return True
+
+    def boundary(self, *mine: bool) -> tuple[bool, ...]:
+        """After a step: let the save under way go on where all ranks can.
+
+        Args:
+            mine: what this rank wants to know of all, e.g. whether it was asked to stop.
+
+        Returns: of each, whether any rank said so.
+        Raises: RunError on all ranks after `max_misses` saves in a row that failed.
+        """
+        busy = self._flight is not None and self._flight.task.is_alive()
+        world = self.state.layout.mesh.world
+        device = self.state.device if world.size > 1 else None  # alone there is nothing to wait for
+        flags = torch.tensor([float(flag) for flag in (busy, *mine)], device=device)
+        # over all ranks: all_reduce(max), the one word that a step costs
+        world.all_reduce(flags, op="max")
+        busy, *said = (bool(flag) for flag in flags.tolist())
+        if self._flight and not busy:
+            begin = time.monotonic()
+            self._go_on(self._flight)
+            self.held_s += time.monotonic() - begin
+        return tuple(said)
+
+    def finish(self) -> bool:
+        """Wait until nothing is under way. Returns whether the state as it is now is saved."""
+        while self._flight:
+            self._flight.task.join()
+            self.boundary()
+        return self.saved == self.state.step
+
+    def save(self) -> Path:
+        """Save the state and wait for it.
+
+        Raises: RunError where the disk refuses; the earlier checkpoints are then untouched.
+        """
+        if not self.finish():
+            self.start()
+            if not self.finish():
+                raise self._refusal()
+        return folder_of(self.checkpoints, self.state.step)
+
+    def _go_on(self, flight: Flight) -> None:
+        """All ranks are done with what they did: hear how it went."""
+        answer, why = flight.task.outcome()
+        stage = "commit" if flight.committing else "write"
+        told = self.world.gather(f"save/{flight.number}/{stage}", f"{why}\n{answer}")
+        wrong = [(rank, text) for rank, text in enumerate(told) if not text.startswith("\n")]
+        if wrong:
+            rank, text = wrong[0]
+            where = f" on rank {rank}" if self.world.size > 1 else ""
+            self._missed(flight, f"{text.partition(chr(10))[0]}{where}")
+        elif flight.committing:
+            self._saved(flight)
+        else:
+            files = {
+                f"rank-{rank:05d}.safetensors": FileEntry.model_validate_json(text[1:])
+                for rank, text in enumerate(told)
+            }
+            flight.manifest = flight.manifest.model_copy(update={"files": files})
+            flight.committing = True
+            flight.task = Task(lambda: self._commit(flight.manifest))
+
+    def _commit(self, manifest: Manifest) -> str:
+        if self.world.is_first:
+            final = folder_of(self.checkpoints, manifest.step)
+            temporary = temporary_of(self.checkpoints, manifest.step, self._run)
+            commit(self.disk, temporary, final, manifest)
+            self.sound.add(final.name)
+            prune(self.disk, self.checkpoints, final, keep=self.keep, sound=self.sound)
+        return ""
+
+    def _saved(self, flight: Flight) -> None:
+        self._flight, self.misses = None, 0
+        self.saved = flight.manifest.step
+        self.write_s = time.monotonic() - flight.began
+
+    def _missed(self, flight: Flight, why: str) -> None:
+        self._flight = None
+        self.misses += 1
+        if self.world.is_first:
+            sweep(self.disk, self.checkpoints)
+        self._why = f"{folder_of(self.checkpoints, flight.manifest.step)}: {why}"
+        if self.misses >= self.max_misses:
+            raise self._refusal()
+        log.warning(
+            "not saved: %s. Earlier checkpoints are untouched; the next save tries again.",
+            self._why,
+        )
+
+    def _refusal(self) -> RunError:
+        return RunError(
+            f"Cannot write the checkpoint {self._why}. Saves that failed in a row: {self.misses}. "
             "Free space or give another --run.dir; earlier checkpoints are untouched."
-        ) from None
-    _prune(checkpoints, final, keep)
-    return final
+        )
 
-
-def _write(
-    state: TrainState,
-    kept: Mapping[str, Mapping[str, Tensor]],
-    folder: Path,
-    facts: Mapping[str, Any],
-) -> None:
-    masters = {name: whole.contiguous() for name, whole in kept[""].items()}
-    save_file(masters, folder / "model.safetensors", metadata={"format": "pt"})
-    moments = {
-        f"{moment}.{name}": whole.contiguous()
-        for moment in state.moments
-        for name, whole in kept[moment].items()
-    }
-    save_file(moments, folder / "optimizer.safetensors")
-    progress: dict[str, Any] = {"step": state.step, "tokens": state.tokens}
-    if state.loss_scale:
-        progress["loss_scale"] = asdict(state.loss_scale)
-    write_manifest(folder, {**progress, **facts})
-    for path in (*folder.iterdir(), folder):
-        fsync(path)
-
-
-def _prune(checkpoints: Path, newest: Path, keep: int) -> None:
-    found = sorted(checkpoints.glob("step-*"))
-    before = [path for path in found if path.name < newest.name]
-    after = [path for path in found if path.name > newest.name]
-    for old in (
-        *before[: max(0, len(before) - (keep - 1))],
-        *after,
-        checkpoints / f"{TEMPORARY}replaced",
-    ):
-        shutil.rmtree(old, ignore_errors=True)
+    def _manifest(self) -> Manifest:
+        state = self.state
+        scale = asdict(state.loss_scale) if state.loss_scale else None
+        return Manifest(
+            step=state.step,
+            tokens=state.tokens,
+            samples=state.step * self.facts.global_batch,
+            facts=self.facts,
+            layout=degrees_of(state),
+            loss_scale=Scale(**{k: scale[k] for k in Scale.model_fields}) if scale else None,
+            parameters={name: list(shape) for name, shape in state.layout.shapes.items()},
+            kinds=[kind for kind, _ in tensors(state)],
+            files={},
+        )

@@ -111,13 +111,12 @@ def generate(
     """Continue a prompt with a trained model."""
     from picotron_core.cli.generate import open_run, write_text
 
-    directory, checkpoint, manifest = open_run(run)
+    directory, checkpoint = open_run(run)
     settings = _settings(directory.config, _shorthands(plugin, device), backends=backends)
     write_text(
         settings,
         directory,
         checkpoint,
-        manifest,
         prompt=prompt,
         max_new_tokens=max_new_tokens,
         temperature=temperature,

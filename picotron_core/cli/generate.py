@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from picotron_core.checkpoint.load import find_checkpoint, load_weights_only
+from picotron_core.checkpoint.load import Checkpoint, find_checkpoint, load_weights_only
 from picotron_core.cli.model import architecture_of
 from picotron_core.cli.selection import find_device, open_quarantine, open_registry, select
 from picotron_core.config import Settings
@@ -28,20 +26,18 @@ SAMPLE_TOKENS = 200
 log = logging.getLogger("picotron")
 
 
-def open_run(path: Path) -> tuple[RunDirectory, Path, dict[str, Any]]:
-    """A run's folder (or one of its checkpoints) -> the run, its checkpoint, the manifest."""
+def open_run(path: Path) -> tuple[RunDirectory, Checkpoint]:
+    """A run's folder (or one of its checkpoints) -> the run and its checkpoint."""
     run = path.parent.parent if path.parent.name == "checkpoints" else path
     if not (run / "config.toml").is_file():
         raise ConfigError(f"{path} is no run (no config.toml). `ls runs` shows what there is.")
-    checkpoint, manifest = find_checkpoint(path)
-    return RunDirectory(run), checkpoint, manifest
+    return RunDirectory(run), find_checkpoint(path)
 
 
 def write_text(
     settings: Settings,
     run: RunDirectory,
-    checkpoint: Path,
-    manifest: Mapping[str, Any],
+    checkpoint: Checkpoint,
     *,
     prompt: str,
     max_new_tokens: int | None = None,
@@ -56,7 +52,7 @@ def write_text(
         max_new_tokens: None means SAMPLE_TOKENS, or as many as the model's context still holds.
     """
     config = settings.config
-    tokenizer = open_tokenizer(run.tokenizer, eos_id=manifest["eos_id"])
+    tokenizer = open_tokenizer(run.tokenizer, eos_id=checkpoint.manifest.facts.eos_id)
     architecture = architecture_of(config, tokenizer.vocab_size)
     quarantine = open_quarantine(settings)
     registry = open_registry(settings, quarantine)

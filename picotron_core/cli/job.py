@@ -6,11 +6,12 @@ import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from picotron_core.checkpoint.load import find_checkpoint, load
+from picotron_core.checkpoint.load import Checkpoint, find_checkpoint, load
+from picotron_core.checkpoint.manifest import Backend, Manifest
+from picotron_core.checkpoint.pieces import degrees_of
 from picotron_core.cli.console import View
 from picotron_core.cli.model import architecture_of
 from picotron_core.cli.selection import (
@@ -44,7 +45,7 @@ from picotron_core.parallel.agreement import (
     devices_of_all,
     evidence_of_all,
 )
-from picotron_core.parallel.mesh import Mesh, make_mesh
+from picotron_core.parallel.mesh import Mesh, data_parallel_degree, make_mesh
 from picotron_core.parallel.parallelize import parallelize, refuse_layout
 from picotron_core.parallel.world import World
 from picotron_core.precision import Precision, choose_precision
@@ -74,6 +75,12 @@ class Job:
     state: TrainState
     peak_flops: float
     flops_per_token: float
+
+    @property
+    def global_batch(self) -> int:
+        """Samples a step."""
+        train = self.config.train
+        return train.micro_batch * train.accumulation * self.state.layout.mesh.dp.size
 
     @property
     def used(self) -> list[Used]:
@@ -121,11 +128,11 @@ def prepare_job(
         ops, selections = bind(selected, registry, quarantine=quarantine, real=real)
         dtype = getattr(torch, precision.compute)
         place = torch.device(f"cuda:{world.local_rank}" if real.type == "cuda" else real.type)
-        found = _find(resume[1], config, tokens) if resume else None
+        found = _find(resume[1], config, tokens, world) if resume else None
         facts = {
             "dtype": precision.compute,
             "data": tokens.key,
-            "step": str(found[1]["step"]) if found else "0",
+            "step": str(found.manifest.step) if found else "0",
             "settings": f"{config.model} {config.train} {config.parallel} {config.data.seq_len} "
             f"{config.checkpoint.every} "
             f"{config.data.document_mask}",
@@ -155,7 +162,7 @@ def prepare_job(
         state = new_state(model, weights, layout)
         state.loss_scale = _loss_scale(config, precision, mesh)
         if found:
-            _restore(state, *found, selections)
+            _restore(state, found, selections)
         if world.is_first:
             if resume:
                 run_directory.rewind_metrics(run, state.step)
@@ -226,36 +233,87 @@ def _loss_scale(config: Config, precision: Precision, mesh: Mesh) -> LossScale |
     )
 
 
-def _find(wanted: Path, config: Config, tokens: Tokens) -> tuple[Path, dict[str, Any]]:
+def _find(wanted: Path, config: Config, tokens: Tokens, world: World) -> Checkpoint:
     """The checkpoint to go on from, if these settings can."""
-    folder, manifest = find_checkpoint(wanted)
-    if manifest["data"] != tokens.key:
+    checkpoint = find_checkpoint(wanted, world)
+    step, facts = checkpoint.manifest.step, checkpoint.manifest.facts
+    if facts.data != tokens.key:
         raise ConfigError(
             f"{wanted} was trained on other data or another tokenizer than the settings give "
             "now. Restore them, or start a new run."
         )
-    if manifest["step"] >= config.train.steps:
+    if step >= config.train.steps:
         raise ConfigError(
-            f"{folder.parent.parent} is already at step {manifest['step']} of "
-            f"{config.train.steps}. Give --train.steps above {manifest['step']} to go on."
+            f"{checkpoint.folder.parent.parent} is already at step {step} of "
+            f"{config.train.steps}. Give --train.steps above {step} to go on."
         )
-    return folder, manifest
+    _refuse_other_order(checkpoint.manifest, config, world)
+    return checkpoint
 
 
-def _restore(
-    state: TrainState, folder: Path, manifest: dict[str, Any], selections: tuple[Selection, ...]
-) -> None:
-    load(state, folder, manifest)
-    log.info("resumed from %s", folder)
-    before = {entry["op"]: (entry["backend"], entry["dtype"]) for entry in manifest["backends"]}
-    for selection in selections:
-        now = (selection.chosen.qualified_name, selection.requests[0].dtype)
-        if before.get(selection.op, now) != now:
+def _refuse_other_order(manifest: Manifest, config: Config, world: World) -> None:
+    """The data's order is a function of seed, step and global batch: with others, samples would be
+    repeated and skipped.
+    """
+    train, was = config.train, manifest.facts.global_batch
+    if train.seed != manifest.facts.seed:
+        raise ConfigError(
+            f"train.seed is {train.seed}, but the checkpoint's samples were drawn with "
+            f"{manifest.facts.seed}. Leave it out, or start a new run."
+        )
+    replicas = _replicas(config, world)
+    if train.micro_batch * train.accumulation * replicas == was:
+        return
+    fits = [n for n in range(1, was // replicas + 1) if was % (replicas * n) == 0]
+    if not fits:
+        raise ConfigError(
+            f"The checkpoint's steps have {was} samples, which {replicas} replicas cannot share. "
+            f"Start a number of ranks that gives a divisor of {was} replicas."
+        )
+    micro = max(n for n in fits if n <= train.micro_batch)
+    flags = f"--train.accumulation {was // (replicas * micro)}"
+    if micro != train.micro_batch:
+        flags = f"--train.micro_batch {micro} {flags}"
+    raise ConfigError(
+        f"A step would have {train.micro_batch} x {train.accumulation} x {replicas} replicas = "
+        f"{train.micro_batch * train.accumulation * replicas} samples, but has had {was} until "
+        f"now: samples would be repeated or skipped. Keep them with {flags}."
+    )
+
+
+def _replicas(config: Config, world: World) -> int:
+    return data_parallel_degree(world.size, pp=config.parallel.pp, tp=config.parallel.tp)
+
+
+def _restore(state: TrainState, checkpoint: Checkpoint, selections: tuple[Selection, ...]) -> None:
+    load(state, checkpoint)
+    log.info("resumed from %s", checkpoint.folder)
+    manifest = checkpoint.manifest
+    before = {entry.op: (entry.backend, entry.dtype) for entry in manifest.facts.backends}
+    for now in backends_of(selections):
+        if before.get(now.op, (now.backend, now.dtype)) != (now.backend, now.dtype):
             log.warning(
                 "%s was %s in %s until now, is %s in %s from here on: the losses will differ in "
                 "their last digits",
-                *(selection.op, *before[selection.op], *now),
+                *(now.op, *before[now.op], now.backend, now.dtype),
             )
+    was, here = manifest.layout, degrees_of(state)
+    if was != here:
+        log.info("saved by %s, goes on with %s: sums are added in another order", was, here)
+
+
+def backends_of(selections: tuple[Selection, ...]) -> list[Backend]:
+    """Who serves what, as a checkpoint keeps it."""
+    return [
+        Backend(
+            op=selection.op,
+            backend=selection.chosen.qualified_name,
+            distribution=selection.chosen.provider.distribution,
+            version=selection.chosen.provider.version,
+            dtype=selection.requests[0].dtype,
+        )
+        for selection in selections
+    ]
 
 
 def _write_down(

@@ -9,20 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
-
-import torch
 
 from picotron_core.checkpoint.load import find_checkpoint
-from picotron_core.checkpoint.save import save
+from picotron_core.checkpoint.manifest import Facts
+from picotron_core.checkpoint.save import Saver
 from picotron_core.cli import INTERRUPTED
 from picotron_core.cli.console import View, open_view
 from picotron_core.cli.generate import write_text
-from picotron_core.cli.job import Job, prepare_job
+from picotron_core.cli.job import Job, backends_of, prepare_job
 from picotron_core.config import Settings
 from picotron_core.engine import run_directory
 from picotron_core.engine.plot import plot_losses
-from picotron_core.engine.run_directory import RunDirectory, selection_record
+from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.engine.train import train
 from picotron_core.errors import NotFiniteError, PicotronError, RunError
 from picotron_core.parallel.world import join
@@ -72,11 +70,12 @@ def _loop(job: Job, view: View) -> bool:
         flops_per_token=job.flops_per_token,
         peak_flops=job.peak_flops,
     )
-    saved = job.state.step
+    saver = _saver(job)
+    every, stopped = job.config.checkpoint.every, False
     with (
         breadcrumb(job.quarantine, job.used),
         _interrupt() as asked_to_stop,
-        _saved_if_not_finite(job),
+        _saved_if_not_finite(job, saver),
     ):
         for of_this_step in records:
             if job.world.is_first:
@@ -84,41 +83,72 @@ def _loop(job: Job, view: View) -> bool:
                     run_directory.append_metrics(job.run, record)
                     notify(job.registry, "picotron_on_step", record=run_directory.as_line(record))
                     view.show(record)
-            every = job.config.checkpoint.every
-            if every and job.state.step % every == 0 and saved != job.state.step:
-                _save(job)
-                saved = job.state.step
-            if _any_rank(asked_to_stop, job):
+            # All ranks must leave the loop at the same step, whichever was asked to.
+            (stopped,) = saver.boundary(bool(asked_to_stop))
+            step = job.state.step
+            if every and step % every == 0 and step < job.config.train.steps and not stopped:
+                _start(job, saver)
+            if stopped:
                 break
-    if saved != job.state.step:
-        _save(job)
-    return bool(asked_to_stop) and job.state.step < job.config.train.steps
+        _save(job, saver)
+    return stopped and job.state.step < job.config.train.steps
+
+
+def _saver(job: Job) -> Saver:
+    config = job.config
+    facts = Facts(
+        data=job.tokens.key,
+        eos_id=job.tokens.eos_id,
+        seed=config.train.seed,
+        global_batch=job.global_batch,
+        config=config.model_dump(mode="json", exclude_none=True),
+        backends=backends_of(job.selections),
+    )
+    return Saver(
+        job.state,
+        job.run.checkpoints,
+        facts=facts,
+        keep=config.checkpoint.keep,
+        max_mb_per_s=config.checkpoint.max_mb_per_s,
+        max_misses=config.checkpoint.max_misses,
+        saved=job.state.step,  # 0 is nothing to save
+        world=job.world,
+    )
 
 
 @contextmanager
-def _saved_if_not_finite(job: Job) -> Iterator[None]:
+def _saved_if_not_finite(job: Job, saver: Saver) -> Iterator[None]:
     """The steps before one that float16 cannot make are not lost.
 
     In wider dtypes a loss that is not finite means that the weights are ruined: not worth keeping.
+    What was being saved before is.
     """
     try:
         yield
     except NotFiniteError:
         if job.state.loss_scale and job.state.step:
-            _save(job)
+            _save(job, saver)
+        else:
+            saver.finish()
         raise
 
 
-def _save(job: Job) -> None:
-    facts: dict[str, Any] = {
-        "data": job.tokens.key,
-        "eos_id": job.tokens.eos_id,
-        "seed": job.config.train.seed,
-        "backends": [selection_record(selection) for selection in job.selections],
-    }
-    keep, writes = job.config.checkpoint.keep, job.world.is_first
-    save(job.state, job.run.checkpoints, facts=facts, keep=keep, writes=writes)
-    if not writes:
+def _start(job: Job, saver: Saver) -> None:
+    """Begin to save, unless this step is saved already: a skipped update does not move it."""
+    if saver.saved != job.state.step and saver.start():
+        _draw(job)
+
+
+def _save(job: Job, saver: Saver) -> None:
+    """Save, and wait for it."""
+    saver.finish()
+    if saver.saved != job.state.step:
+        saver.save()
+        _draw(job)
+
+
+def _draw(job: Job) -> None:
+    if not job.world.is_first:
         return
     lines = list(run_directory.read_metrics(job.run))
     try:
@@ -162,26 +192,14 @@ def _interrupt() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, former)
 
 
-def _any_rank(asked: list[int], job: Job) -> bool:
-    """Whether any rank was asked to stop: all must leave the loop at the same step."""
-    if job.world.size == 1:
-        return bool(asked)
-    flag = torch.tensor([float(bool(asked))], device=job.state.device)
-    job.state.layout.mesh.world.all_reduce(flag)  # over all ranks: all_reduce(sum)
-    if flag.item():
-        asked.append(signal.SIGINT)
-    return bool(asked)
-
-
 def _farewell(settings: Settings, job: Job) -> None:
     """What the run wrote, and what to do with it."""
     run = job.run
-    checkpoint, manifest = find_checkpoint(run.path)
     quoted = shlex.quote(str(run.path))
     if settings.config.run.sample:
         print(f"\nA sample, continuing {settings.config.run.sample!r}:\n")
         try:
-            write_text(settings, run, checkpoint, manifest, prompt=settings.config.run.sample)
+            write_text(settings, run, find_checkpoint(run.path), prompt=settings.config.run.sample)
         except PicotronError as error:  # the run itself is done and saved
             print(f"No sample: {error}")
     if run.plot.exists():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -41,16 +40,6 @@ class TrainState:
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
-
-    def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
-        """Every whole float32 tensor: ("" or its moment, the parameter's name, it). All ranks go
-        through them together, for each holds a part.
-        """
-        self.weights.wait()
-        for kind, parts in (("", self.masters), *self.moments.items()):
-            mine = dict(self.weights.wholes(parts))
-            for name, whole in self.layout.wholes(mine):
-                yield kind, name, whole
 
 
 def new_state(model: Llama, weights: Weights, layout: Layout) -> TrainState:

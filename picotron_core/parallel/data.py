@@ -10,7 +10,7 @@ al. 2020, arXiv:2006.15704, section 3.2), once an optimizer step, however many m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -54,11 +54,12 @@ class Weights(Protocol):
     def wait(self) -> None:
         """Until what `publish` set on its way is there."""
 
-    def wholes(self, parts: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Name and whole tensor of each parameter, from the ranks' parts. A collective."""
+    @property
+    def divided(self) -> bool:
+        """Whether each rank of the data axis has other masters; else all have the same."""
 
-    def part(self, name: str, whole: Tensor) -> Tensor | None:
-        """This rank's part of a whole tensor; None where it has none."""
+    def span(self, name: str) -> tuple[int, int]:
+        """Which numbers of the flat parameter its master holds: first, and one past the last."""
 
 
 class Replicas:
@@ -137,8 +138,9 @@ class Replicas:
     def wait(self) -> None:
         return None
 
-    def wholes(self, parts: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        yield from parts.items()
+    @property
+    def divided(self) -> bool:
+        return False
 
-    def part(self, name: str, whole: Tensor) -> Tensor | None:
-        return whole
+    def span(self, name: str) -> tuple[int, int]:
+        return 0, self.masters[name].numel()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from picotron_core.parallel.mesh import Mesh
+from picotron_core.parallel.piece import Piece, whole
 from picotron_core.parallel.pipeline import Pipeline
 from picotron_core.parallel.tensor import Cut
 
@@ -41,23 +42,23 @@ class Layout:
         mine = self.owners.get(name, 0) == self.mesh.pp.index
         return mine and (name in self.cuts or self.mesh.tp.is_first)
 
-    def part(self, name: str, whole: Tensor) -> Tensor:
-        """This rank's part of a parameter that its stage has."""
-        return self.cuts[name].part(whole) if name in self.cuts else whole
-
-    def wholes(self, parts: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Name and whole tensor of every parameter, on every rank. A collective."""
-        some = next(iter(parts.values()))
-        for name, shape in self.shapes.items():
-            owner = self.owners.get(name, 0)
-            if name in parts:
-                part = parts[name]
-                whole = self.cuts[name].join(part) if name in self.cuts else part
-            if owner != self.mesh.pp.index:
-                whole = some.new_empty(shape)
-            whole = whole.detach().contiguous()
-            self.mesh.pp.broadcast(whole, owner)  # over pp: broadcast
-            yield name, whole
+    def piece(self, name: str, span: tuple[int, int]) -> Piece:
+        """The place in the whole parameter of some numbers of this rank's flat one."""
+        shape, cut = self.shapes[name], self.cuts.get(name)
+        numel, (low, high) = shape.numel(), span
+        if cut is None:
+            return replace(whole(numel), low=low, high=high)
+        start, stop = cut.bounds
+        inner = shape[cut.dim + 1 :].numel()
+        return Piece(
+            numel=numel,
+            row=shape[cut.dim] * inner,
+            start=start * inner,
+            stop=stop * inner,
+            width=cut.part_size * inner,
+            low=low,
+            high=high,
+        )
 
 
 def shapes_of(model: nn.Module) -> dict[str, torch.Size]:

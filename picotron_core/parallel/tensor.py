@@ -50,23 +50,21 @@ class Cut:
     def part_size(self) -> int:
         return -(-self.size // self.axis.size)
 
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Where this rank's part begins and ends in the whole."""
+        start = min(self.size, self.axis.index * self.part_size)
+        return start, min(self.size, start + self.part_size)
+
     def part(self, whole: Tensor) -> Tensor:
         """This rank's part of the whole: a copy."""
-        start = min(self.size, self.axis.index * self.part_size)
-        stop = min(self.size, start + self.part_size)
+        start, stop = self.bounds
         mine = whole.narrow(self.dim, start, stop - start)
         shape = list(whole.shape)
         shape[self.dim] = self.part_size
         padded = whole.new_zeros(shape)
         padded.narrow(self.dim, 0, stop - start).copy_(mine)
         return padded
-
-    def join(self, part: Tensor) -> Tensor:
-        """The whole, from the parts of all ranks of the axis. A collective."""
-        gathered = part.new_empty(self.axis.size * part.shape[0], *part.shape[1:])
-        self.axis.all_gather(gathered, part.contiguous())  # all_gather over tp
-        whole = torch.cat(gathered.chunk(self.axis.size), self.dim)
-        return whole.narrow(self.dim, 0, self.size)
 
 
 def refuse_tensor_parallel(architecture: Architecture, degree: int) -> None:

@@ -15,7 +15,7 @@ itself, so no rank has more than others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -150,23 +150,14 @@ class Shards:
 
         return wait
 
-    @torch.no_grad()
-    def wholes(self, parts: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        for bucket, mine in zip(self.buckets, self._mine, strict=True):
-            sent = torch.zeros_like(mine)
-            for name, part in self._parts(bucket, sent).items():
-                part.copy_(parts[name])
-            whole = sent.new_empty(bucket.size)
-            # for a checkpoint: all_gather over dp and cp
-            self.axis.all_gather(whole, sent)
-            for name, (start, stop) in bucket.spans.items():
-                yield name, whole[start:stop].view(self.shapes[name])
+    @property
+    def divided(self) -> bool:
+        return True
 
-    def part(self, name: str, whole: Tensor) -> Tensor | None:
+    def span(self, name: str) -> tuple[int, int]:
         for bucket, mine in zip(self.buckets, self._mine, strict=True):
             if name in bucket.spans:
                 start, stop = bucket.spans[name]
                 first = self.axis.index * len(mine)
-                low, high = max(start, first), min(stop, first + len(mine))
-                return whole.flatten()[low - start : high - start] if low < high else None
+                return max(start, first) - start, min(stop, first + len(mine)) - start
         raise AssertionError(f"{name} is in no bucket")

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
+from picotron_core.checkpoint.load import open_checkpoint
+from picotron_core.checkpoint.manifest import Facts
+from picotron_core.checkpoint.save import Saver
 from picotron_core.config import parse_backends
 from picotron_core.data.loader import Batch
 from picotron_core.engine.state import TrainState, new_state
@@ -27,6 +31,7 @@ from picotron_core.model.requests import requests
 from picotron_core.ops import Ops
 from picotron_core.parallel.mesh import Mesh, make_mesh
 from picotron_core.parallel.parallelize import parallelize
+from picotron_core.parallel.piece import whole
 from picotron_core.parallel.traffic import NotedComm
 from picotron_core.parallel.world import World, join
 from picotron_core.registry.bind import bind
@@ -87,8 +92,19 @@ def micro_batches(step: int, mesh: Mesh, layout: dict[str, Any]) -> list[Batch]:
     return [part_of(whole, mesh.cp) for whole in wholes]
 
 
+def joined(saver: Saver, state: TrainState) -> dict[str, torch.Tensor]:
+    """What all ranks hold, whole: through a checkpoint, the one place where it comes together."""
+    saver.state = state
+    found = open_checkpoint(saver.save())
+    return {
+        f"{kind}.{name}": found.read(kind, name, whole(prod(shape))).view(shape)
+        for kind in found.manifest.kinds
+        for name, shape in found.manifest.parameters.items()
+    }
+
+
 def first_gradients(
-    state: TrainState, mesh: Mesh, layout: dict[str, Any]
+    state: TrainState, mesh: Mesh, layout: dict[str, Any], saver: Saver
 ) -> dict[str, torch.Tensor]:
     batches = micro_batches(0, mesh, layout)
     if pipeline := state.layout.pipeline:
@@ -97,10 +113,10 @@ def first_gradients(
         for number, batch in enumerate(batches):
             state.weights.expect(last=number == len(batches) - 1)
             batch_loss(state, batch).backward()  # type: ignore[no-untyped-call]
-    mine = dict(state.weights.wholes(state.weights.gradients()))
-    found = {f"gradient.{name}": whole.clone() for name, whole in state.layout.wholes(mine)}
+    moments = {"gradient": state.weights.gradients()}
+    found = joined(saver, replace(state, moments=moments))
     state.weights.drop_gradients()
-    return found
+    return {name: tensor for name, tensor in found.items() if name.startswith("gradient.")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +148,10 @@ def train(layout: dict[str, Any], ranks: Ranks, output: Path) -> dict[str, objec
     reduce = getattr(torch, layout.get("reduce", "float32"))
     weights, parts = parallelize(model, settings, mesh, device=CPU, dtype=dtype, reduce=reduce)
     state = new_state(model, weights, parts)
-    tensors = first_gradients(state, mesh, layout)
+    facts = Facts(data="", eos_id=0, seed=0, global_batch=GLOBAL_BATCH)
+    folder = output.with_suffix("") / "checkpoints"
+    saver = Saver(state, folder, facts=facts, keep=2, world=ranks.world)
+    tensors = first_gradients(state, mesh, layout, saver)
     losses, norms = [], []
     for step in range(STEPS):
         batches = micro_batches(step, mesh, layout)
@@ -142,15 +161,14 @@ def train(layout: dict[str, Any], ranks: Ranks, output: Path) -> dict[str, objec
         norms.append(result.grad_norm)
     weights.wait()
     calls = [asdict(call) for call in ranks.comm.calls]
-    kept = {kind or "master": 0 for kind, _, _ in state.tensors()}
-    assert set(kept) == {"master", "exp_avg", "exp_avg_sq"}
-    tensors |= {f"{kind}.{name}": whole.clone() for kind, name, whole in state.tensors()}
+    tensors |= joined(saver, state)
+    sizes = [file.stat().st_size for file in sorted((folder / "step-00000010").glob("rank-*"))]
     tensors |= {"losses": torch.tensor(losses, dtype=torch.float64)}
     tensors |= {"norms": torch.tensor(norms, dtype=torch.float64)}
     held = sum(moment.numel() for of in state.moments.values() for moment in of.values())
     if ranks.world.is_first:
         save_file(tensors, output)
-    return {"held": held, "all": 2 * model_of.num_parameters, "calls": calls}
+    return {"held": held, "all": 2 * model_of.num_parameters, "calls": calls, "files": sizes}
 
 
 def main(layouts: list[dict[str, Any]], folder: Path) -> None:

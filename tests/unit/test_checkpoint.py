@@ -9,16 +9,17 @@ import pytest
 import torch
 from picotron_backends.one_process import COMM
 
-from picotron_core.checkpoint.load import find_checkpoint, load
-from picotron_core.checkpoint.manifest import MANIFEST, read_manifest
-from picotron_core.checkpoint.save import save
+from picotron_core.checkpoint.load import find_checkpoint, load, open_checkpoint
+from picotron_core.checkpoint.manifest import MANIFEST, Facts
+from picotron_core.checkpoint.save import Saver
 from picotron_core.engine.state import TrainState
 from picotron_core.errors import ConfigError, DamagedFileError, RunError
 from picotron_core.parallel.data import Replicas
 from picotron_core.parallel.layout import Layout, shapes_of
 from picotron_core.parallel.mesh import make_mesh
 
-TENSORS = ("model.safetensors", "optimizer.safetensors")
+TENSORS = "rank-00000.safetensors"
+FACTS = Facts(data="key", eos_id=0, seed=0, global_batch=4)
 
 
 def state_at(step, size=64) -> TrainState:
@@ -41,16 +42,21 @@ def state_at(step, size=64) -> TrainState:
     )  # type: ignore[arg-type]
 
 
-def save_at(step, run, keep=9):
-    return save(state_at(step), run / "checkpoints", facts={"data": "key"}, keep=keep)
+def saver(state, run, keep=9, **more) -> Saver:
+    return Saver(state, run / "checkpoints", facts=FACTS, keep=keep, **more)
+
+
+def save_at(step, run, keep=9, **more):
+    return saver(state_at(step), run, keep, **more).save()
 
 
 def test_what_was_saved_is_read_back(tmp_path):
     save_at(3, tmp_path)
     state = state_at(0)
-    folder, manifest = find_checkpoint(tmp_path)
-    load(state, folder, manifest)
-    assert (state.step, state.tokens, manifest["data"]) == (3, 30, "key")
+    checkpoint = find_checkpoint(tmp_path)
+    load(state, checkpoint)
+    assert (state.step, state.tokens, checkpoint.manifest.facts) == (3, 30, FACTS)
+    assert checkpoint.manifest.samples == 12
     assert torch.equal(state.masters["weight"], torch.full((3, 64), 3.0))
     assert torch.equal(state.moments["exp_avg"]["weight"], torch.full((3, 64), 3.25))
     assert torch.equal(state.moments["exp_avg_sq"]["weight"], torch.full((3, 64), 3.5))
@@ -66,7 +72,7 @@ def test_the_newest_are_kept(tmp_path):
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
-        *((name, damage) for name in TENSORS for damage in ("flip", "cut", "missing", "link")),
+        *((TENSORS, damage) for damage in ("flip", "cut", "missing", "link", "pipe")),
         *((MANIFEST, damage) for damage in ("flip", "cut", "missing")),
     ],
 )
@@ -81,33 +87,36 @@ def test_any_damage_is_named_and_the_one_before_is_used(tmp_path, name, damage, 
         file.write_bytes(content[: len(content) // 2])
     elif damage == "missing":
         file.unlink()
+    elif damage == "pipe":  # which no one writes to: opening it must not wait
+        file.unlink()
+        os.mkfifo(file)
     else:
         file.rename(tmp_path / "elsewhere")
         file.symlink_to(tmp_path / "elsewhere")
-    folder, manifest = find_checkpoint(tmp_path)
-    assert manifest["step"] == 1
-    assert folder.name == "step-00000001"
+    found = find_checkpoint(tmp_path)
+    assert found.manifest.step == 1
+    assert found.folder.name == "step-00000001"
     assert name in caplog.text
-    with pytest.raises(DamagedFileError):
-        read_manifest(file.parent)
+    with pytest.raises(DamagedFileError, match=name):
+        open_checkpoint(file.parent)
 
 
 def test_every_byte_of_the_manifest_counts(tmp_path):
     """No flip goes unnoticed that changes what it says (one in the spaces between may)."""
     folder = save_at(1, tmp_path)
-    path, said = folder / MANIFEST, read_manifest(folder)
+    path, said = folder / MANIFEST, open_checkpoint(folder).manifest
     content = path.read_bytes()
     for where in range(len(content)):
         path.write_bytes(content[:where] + bytes([content[where] ^ 1]) + content[where + 1 :])
         try:
-            assert read_manifest(folder) == said, where
+            assert open_checkpoint(folder).manifest == said, where
         except DamagedFileError:
             continue
     manifest = json.loads(content)
     manifest["manifest"]["step"] = 7
     path.write_text(json.dumps(manifest))
     with pytest.raises(DamagedFileError, match="its crc32 differs"):
-        read_manifest(folder)
+        open_checkpoint(folder)
 
 
 def test_pruning_spares_what_was_just_written(tmp_path):
@@ -125,9 +134,9 @@ def test_the_same_step_is_replaced(tmp_path):
     save_at(3, tmp_path)
     state = state_at(3)
     state.masters["weight"].data.fill_(42)
-    save(state, tmp_path / "checkpoints", facts={"data": "key"}, keep=1)
+    saver(state, tmp_path, keep=1).save()
     found = state_at(0)
-    load(found, *find_checkpoint(tmp_path))
+    load(found, find_checkpoint(tmp_path))
     assert found.masters["weight"].unique().tolist() == [42]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
 
@@ -142,22 +151,21 @@ def test_nothing_to_resume_from(tmp_path):
 
 def test_another_model_is_named(tmp_path):
     save_at(1, tmp_path)
-    folder, manifest = find_checkpoint(tmp_path)
     with pytest.raises(DamagedFileError, match=r"weight is \(3, 64\) there, \(3, 32\) here"):
-        load(state_at(0, size=32), folder, manifest)
+        load(state_at(0, size=32), find_checkpoint(tmp_path))
 
 
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_checkpoint import save_at, RunError
+from test_checkpoint import saver, state_at, RunError
 run = Path({run!r})
-save_at(1, run)
+saver(state_at(1), run).save()
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 try:
-    save_at(2, run)
+    saver(state_at(2), run, max_misses=1).save()
 except RunError as error:
     print(error)
 """
@@ -172,8 +180,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, limit):
     )
     assert "Cannot write the checkpoint" in result.stdout, result
     assert "step-00000002" in result.stdout
-    folder, _ = find_checkpoint(tmp_path)
-    assert folder.name == "step-00000001"
+    assert find_checkpoint(tmp_path).folder.name == "step-00000001"
     assert not (tmp_path / "checkpoints" / "step-00000002").exists()
     save_at(3, tmp_path)
     left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
@@ -184,10 +191,10 @@ KILLED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_checkpoint import save, state_at
+from test_checkpoint import saver, state_at
 for step in range(1, 1000):
     print(step, flush=True)
-    save(state_at(step, size=20000), Path({run!r}) / "checkpoints", facts={{}}, keep=2)
+    saver(state_at(step, size=20000), Path({run!r}), keep=2).save()
 """
 
 
@@ -202,11 +209,11 @@ def test_killed_in_mid_save_it_resumes_from_a_whole_one(tmp_path, last_line):
             process.kill()
             break
     process.communicate()
-    folder, manifest = find_checkpoint(tmp_path)
-    assert manifest["step"] >= int(last_line) - 1
+    found = find_checkpoint(tmp_path)
+    assert found.manifest.step >= int(last_line) - 1
     state = state_at(0, size=20000)
-    load(state, folder, manifest)
-    assert state.masters["weight"].unique().tolist() == [float(manifest["step"])]
+    load(state, found)
+    assert state.masters["weight"].unique().tolist() == [float(found.manifest.step)]
 
 
 def test_an_unwritable_place_is_one_line(tmp_path):

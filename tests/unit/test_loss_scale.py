@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from picotron_core.checkpoint.load import find_checkpoint, load
-from picotron_core.checkpoint.save import save
+from picotron_core.checkpoint.manifest import Facts
+from picotron_core.checkpoint.save import Saver
 from picotron_core.config import parse_backends
 from picotron_core.data.loader import Batch
 from picotron_core.engine.loss_scale import LossScale
@@ -155,9 +156,10 @@ def test_a_checkpoint_holds_the_scale(ops, tmp_path):
     state = state_of(ops, value=2.0**30)
     for _ in range(40):
         train_step(state, batches(2), ops, lr=1e-3, train=TRAIN)
-    save(state, tmp_path / "checkpoints", facts={}, keep=1)
+    facts = Facts(data="key", eos_id=0, seed=0, global_batch=4)
+    Saver(state, tmp_path / "checkpoints", facts=facts, keep=2).save()
     other = state_of(ops)
-    load(other, *find_checkpoint(tmp_path))
+    load(other, find_checkpoint(tmp_path))
     assert other.loss_scale == state.loss_scale
     for _ in range(3):
         for one in (state, other):
@@ -165,7 +167,7 @@ def test_a_checkpoint_holds_the_scale(ops, tmp_path):
     for name, weight in weights(state).items():
         assert torch.equal(weight, weights(other)[name]), name
     exact = state_of(ops, torch.float32)
-    load(exact, *find_checkpoint(tmp_path))  # a run may go on in another dtype
+    load(exact, find_checkpoint(tmp_path))  # a run may go on in another dtype
     assert exact.loss_scale is None
 
 

@@ -153,6 +153,20 @@ def test_a_run_that_is_done_says_so(trained, picotron):
     assert (run / "config.toml").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--train.accumulation", "2"), "4 x 2 x 1 replicas = 8 samples, but has had 4 until now"),
+        (("--train.micro_batch", "3"), "--train.micro_batch 2 --train.accumulation 2"),
+        (("--train.seed", "7"), "train.seed is 7, but the checkpoint's samples were drawn with 0"),
+    ],
+)
+def test_a_resume_that_would_repeat_or_skip_samples_is_refused(trained, picotron, flags, told):
+    code, _, err = picotron("train", "--resume", "runs/first", "--train.steps", "40", *flags)
+    assert code == 2
+    assert told in err
+
+
 def test_other_kernels_from_here_on_are_announced(trained, picotron):
     more = ("--train.steps", "31", "--backends", "attention=naive-math")
     code, out, _ = picotron("train", "--resume", "runs/first", *more)
@@ -187,13 +201,13 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(picotron, tiny, tmp_path):
     steps = ("--train.steps", "4", "--checkpoint.every", "2", "--checkpoint.keep", "2")
     assert picotron("train", *tiny, *steps, "--name", "run")[0] == 0
     checkpoints = tmp_path / "runs" / "run" / "checkpoints"
-    weights = checkpoints / "step-00000004" / "model.safetensors"
+    weights = checkpoints / "step-00000004" / "rank-00000.safetensors"
     damaged = bytearray(weights.read_bytes())
     damaged[-3] ^= 1
     weights.write_bytes(damaged)
     code, out, _ = picotron("train", "--resume", "auto", "--train.steps", "5")
     assert code == 0
-    assert "step-00000004/model.safetensors is damaged" in out
+    assert "step-00000004/rank-00000.safetensors is damaged" in out
     assert len(metrics(tmp_path / "runs" / "run", "loss")) == 5
     # What a killed writer leaves has no manifest, and is no checkpoint.
     (checkpoints / "step-00000009").mkdir()

@@ -1,0 +1,86 @@
+"""What one rank does when all have written: vouch, make visible, and only then let old ones go."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from picotron_core.checkpoint import manifest as manifests
+from picotron_core.checkpoint.disk import Disk, write_all
+from picotron_core.checkpoint.manifest import MANIFEST, Manifest, read_manifest, verify
+from picotron_core.errors import DamagedFileError, RunError
+
+TEMPORARY = ".writing-"  # a folder so named is never read, and swept by the next run
+log = logging.getLogger("picotron")
+
+
+def folder_of(checkpoints: Path, step: int) -> Path:
+    return checkpoints / f"step-{step:08d}"
+
+
+def temporary_of(checkpoints: Path, step: int, run: str) -> Path:
+    """Args: run: this process's own word: ranks of a killed run may still be writing."""
+    return checkpoints / f"{TEMPORARY}step-{step:08d}-{run}"
+
+
+def sweep(disk: Disk, checkpoints: Path) -> None:
+    """Remove what killed or failed saves left. A rank may call it while nobody writes."""
+    for stale in checkpoints.glob(f"{TEMPORARY}*"):
+        disk.remove(stale)
+
+
+def commit(disk: Disk, temporary: Path, final: Path, manifest: Manifest) -> None:
+    """Make of a folder of durable files a checkpoint.
+
+    Raises: OSError; RunError where the files of other ranks are not here.
+    """
+    for name, entry in manifest.files.items():
+        path = temporary / name
+        if not path.is_file() or path.stat().st_size != entry.bytes:
+            raise RunError(
+                f"{name} was written, but is not in {temporary.parent}: every rank must see the "
+                "same files. Put --run.dir on a disk that all machines share."
+            )
+    descriptor = disk.create(temporary / MANIFEST)
+    try:
+        write_all(disk, descriptor, memoryview(manifests.encode(manifest)))
+        disk.fsync(descriptor)
+    finally:
+        disk.close(descriptor)
+    disk.fsync_folder(temporary)
+    if final.exists():  # renamed away, not deleted: a kill from here on loses neither
+        disk.rename(final, temporary.with_name(f"{temporary.name}-replaced"))
+    disk.rename(temporary, final)
+    for folder in (final.parent, final.parent.parent):  # the first save made the one in the other
+        disk.fsync_folder(folder)
+
+
+def prune(disk: Disk, checkpoints: Path, newest: Path, *, keep: int, sound: set[str]) -> None:
+    """Remove all but the newest `keep` whole checkpoints up to `newest`, and those of later steps:
+    they belong to a future that resuming from an earlier one has given up.
+
+    Args:
+        sound: names of those known to be whole; the others are read before anything older goes.
+    """
+    kept = 0
+    for path in listed(checkpoints):
+        if path.name > newest.name or kept >= keep:
+            disk.remove(path)
+        elif path.name in sound or _is_whole(path):
+            sound.add(path.name)
+            kept += 1
+    sweep(disk, checkpoints)  # the one that was replaced
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        verify(folder, read_manifest(folder))
+    except DamagedFileError as error:
+        log.warning("%s It does not count as kept.", error)
+        return False
+    return True
+
+
+def listed(checkpoints: Path) -> list[Path]:
+    """The folders that may be checkpoints, the newest step first."""
+    return sorted(checkpoints.glob("step-*"), reverse=True)

@@ -1,0 +1,53 @@
+"""Every call by which a save changes a disk. A test passes one that records, refuses or is slow."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from picotron_core.files import fsync
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+
+
+class Disk:
+    """The real one."""
+
+    def make_folder(self, path: Path) -> None:
+        """Of several ranks that need it, the first makes it."""
+        path.mkdir(parents=True, exist_ok=True)
+
+    def create(self, path: Path) -> int:
+        """A descriptor of a new file."""
+        return os.open(path, _NEW, 0o644)
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        """Append; returns how many bytes were taken."""
+        return os.write(descriptor, data)
+
+    def fsync(self, descriptor: int) -> None:
+        """Until the disk has the file's bytes; the page cache is then left to the data loader."""
+        os.fsync(descriptor)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def close(self, descriptor: int) -> None:
+        os.close(descriptor)
+
+    def fsync_folder(self, path: Path) -> None:
+        """Until the disk has the folder's entries."""
+        fsync(path)
+
+    def rename(self, path: Path, new: Path) -> None:
+        path.rename(new)
+
+    def remove(self, folder: Path) -> None:
+        """A folder with all that is in it; nothing where it is gone already."""
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_all(disk: Disk, descriptor: int, data: memoryview) -> None:
+    """Append every byte: one write may take fewer."""
+    while data:
+        data = data[disk.write(descriptor, data) :]

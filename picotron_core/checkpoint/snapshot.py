@@ -1,0 +1,88 @@
+"""A copy of this rank's part in the host's memory, so that training goes on while it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+MARGIN = 256 << 20  # bytes that must stay free beside the copy
+
+
+class Snapshot:
+    """One flat float32 buffer, made at the first save and used again by every other."""
+
+    def __init__(self) -> None:
+        self.buffer: Tensor | None = None
+        self._copied: torch.cuda.Event | None = None
+
+    def take(self, tensors: Sequence[Tensor], *, ranks_here: int) -> bool:
+        """Copy flat float32 tensors, end to end. False, and nothing is done, where there is no
+        memory for it. On CUDA the copy is on its way: later kernels wait for it, not this call.
+
+        Args:
+            ranks_here: ranks of this machine, which all are about to take as much.
+        """
+        size = sum(tensor.numel() for tensor in tensors)
+        cuda = tensors[0].is_cuda if tensors else False
+        if self.buffer is None or len(self.buffer) != size:
+            self.buffer = None
+            free = available_bytes()
+            if free is not None and free < ranks_here * (4 * size + MARGIN):
+                return False
+            try:
+                self.buffer = torch.empty(size, dtype=torch.float32, pin_memory=cuda)
+            except (RuntimeError, MemoryError):  # pinned memory has limits of its own
+                return False
+        end = 0
+        for tensor in tensors:
+            begin, end = end, end + tensor.numel()
+            self.buffer[begin:end].copy_(tensor, non_blocking=True)
+        if cuda:
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record(torch.cuda.current_stream(tensors[0].device))
+        return True
+
+    def wait(self) -> Tensor:
+        """The buffer, once all is in it. Any thread may wait."""
+        if self._copied:
+            self._copied.synchronize()
+        assert self.buffer is not None
+        return self.buffer
+
+
+def available_bytes(root: Path = Path("/")) -> int | None:
+    """Memory that can be taken without swapping: the machine's, or what this process's group may
+    still have; None where Linux does not say.
+    """
+    machine = _number(root / "proc/meminfo", "MemAvailable:", 1024)
+    group = root / "sys/fs/cgroup" / _group(root).lstrip("/")
+    limit, used = (_number(group / f"memory.{name}") for name in ("max", "current"))
+    if machine is None or limit is None or used is None:
+        return machine
+    cached = _number(group / "memory.stat", "inactive_file") or 0  # given back when asked for
+    return min(machine, limit - used + cached)
+
+
+def _group(root: Path) -> str:
+    """The cgroup of this process (version 2), from the line "0::/path"."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line[3:] for line in lines if line.startswith("0::")), "")
+
+
+def _number(path: Path, label: str = "", unit: int = 1) -> int | None:
+    """The number in a file, or after a label at the beginning of one of its lines."""
+    try:
+        text = path.read_text()
+    except OSError:
+        return None
+    for line in text.splitlines():
+        words = line.removeprefix(label).split()
+        if line.startswith(label) and words and words[0].isdecimal():
+            return int(words[0]) * unit
+    return None
