@@ -48,9 +48,15 @@ def commit(disk: Disk, temporary: Path, final: Path, manifest: Manifest) -> None
     finally:
         disk.close(descriptor)
     disk.fsync_folder(temporary)
-    if final.exists():  # renamed away, not deleted: a kill from here on loses neither
-        disk.rename(final, temporary.with_name(f"{temporary.name}-replaced"))
-    disk.rename(temporary, final)
+    replaced = temporary.with_name(f"{temporary.name}-replaced")
+    if final.exists():  # of a run that went on from an earlier one, which is still there
+        disk.rename(final, replaced)
+    try:
+        disk.rename(temporary, final)
+    except OSError:
+        if replaced.exists():
+            disk.rename(replaced, final)
+        raise
     for folder in (final.parent, final.parent.parent):  # the first save made the one in the other
         disk.fsync_folder(folder)
 

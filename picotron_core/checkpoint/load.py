@@ -69,11 +69,13 @@ def open_checkpoint(folder: Path, *, part: int = 0, parts: int = 1) -> Checkpoin
     Raises: DamagedFileError that names the file.
     """
     manifest = read_manifest(folder)
-    verify(folder, manifest, part=part, parts=parts)
     headers = {}
     for name, entry in manifest.files.items():
         try:
             with open_regular(folder / name) as file:
+                if file.seek(0, 2) != entry.bytes:
+                    raise ValueError(f"not the {entry.bytes} bytes that were written")
+                file.seek(0)
                 headers[name] = decode(file, entry.bytes, manifest.parameters)
         except (OSError, ValueError) as error:
             raise DamagedFileError(f"{folder / name} is damaged ({error}).") from None
@@ -87,6 +89,7 @@ def open_checkpoint(folder: Path, *, part: int = 0, parts: int = 1) -> Checkpoin
             raise DamagedFileError(
                 f"{folder / MANIFEST} is damaged: its files do not hold each number of {name} once."
             )
+    verify(folder, manifest, part=part, parts=parts)  # last: it reads every byte
     return Checkpoint(folder=folder, manifest=manifest, headers=headers)
 
 

@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ import torch
 from picotron_core.checkpoint import header as headers
 from picotron_core.checkpoint.commit import commit, folder_of, prune, sweep, temporary_of
 from picotron_core.checkpoint.disk import Disk
+from picotron_core.checkpoint.header import FLOAT32_BYTES
 from picotron_core.checkpoint.manifest import Facts, FileEntry, Manifest, Scale
 from picotron_core.checkpoint.pieces import degrees_of, held, numbers_of, tensors, written
 from picotron_core.checkpoint.rng import rng_states
@@ -32,6 +33,7 @@ from picotron_core.engine.state import TrainState
 from picotron_core.errors import NotFiniteError, RunError
 from picotron_core.parallel.world import World
 
+SLOW_DISK = 20e6  # bytes a second
 log = logging.getLogger("picotron")
 
 
@@ -69,7 +71,8 @@ class Flight:
     manifest: Manifest
     task: Task
     committing: bool = False
-    began: float = field(default_factory=time.monotonic)
+    began: float
+    held_s: float
 
 
 class Saver:
@@ -77,8 +80,9 @@ class Saver:
 
     saved: the step of the newest checkpoint, at first of that which the state came from.
     skipped: saves that were not begun because the one before was under way.
-    write_s: how long the last one took. held_s: for how long saving has kept this thread from
-    training, in seconds.
+    write_s: seconds that the last one took. waited_s: of these, those that training waited for it.
+    held_s: seconds that training has waited for saves in all.
+    total_bytes: of the last one, over all ranks.
     """
 
     def __init__(
@@ -98,7 +102,8 @@ class Saver:
         self.keep, self.max_mb_per_s, self.max_misses = keep, max_mb_per_s, max_misses
         self.world, self.disk = world or World(), disk or Disk()
         self.saved, self.skipped, self.misses = saved, 0, 0
-        self.write_s = self.held_s = 0.0
+        self.write_s = self.held_s = self.waited_s = 0.0
+        self.total_bytes = 0
         self.sound: set[str] = set()
         self._snapshot = Snapshot()
         self._flight: Flight | None = None
@@ -113,9 +118,18 @@ class Saver:
     def under_way(self) -> bool:
         return self._flight is not None
 
+    @property
+    def expected_s(self) -> float:
+        """What a save may take: as long as the last one, or as long as a slow disk would take."""
+        numbers = sum(piece.size for piece in written(self.state).values())
+        kinds = 1 + len(self.state.moments)
+        return self.write_s or FLOAT32_BYTES * kinds * numbers / SLOW_DISK
+
     def start(self) -> bool:
         """Begin to save the state as it is; False where one is under way, which is counted."""
         if self._flight:
+            if self._flight.manifest.step == self.state.step:  # an update was skipped meanwhile
+                return False
             self.skipped += 1
             log.warning(
                 "step %d is not saved: step %d is still being written (%d skipped so far)",
@@ -146,7 +160,13 @@ class Saver:
             return entry.model_dump_json()
 
         self._tried += 1
-        self._flight = Flight(number=self._tried, manifest=manifest, task=Task(write))
+        self._flight = Flight(
+            number=self._tried,
+            manifest=manifest,
+            task=Task(write),
+            began=begin,
+            held_s=self.held_s,
+        )
         if not copied:
             log.warning("too little memory to copy the state: training waits for the disk")
             self._flight.task.join()
@@ -227,6 +247,8 @@ class Saver:
         self._flight, self.misses = None, 0
         self.saved = flight.manifest.step
         self.write_s = time.monotonic() - flight.began
+        self.waited_s = self.held_s - flight.held_s
+        self.total_bytes = flight.manifest.bytes
 
     def _missed(self, flight: Flight, why: str) -> None:
         self._flight = None

@@ -159,6 +159,7 @@ def prepare_job(
         weights, layout = parallelize(
             model, config.parallel, mesh, device=place, dtype=dtype, reduce=reduce
         )
+        torch.manual_seed(config.train.seed + world.rank)  # a plugin may draw: the same every time
         state = new_state(model, weights, layout)
         state.loss_scale = _loss_scale(config, precision, mesh)
         if found:

@@ -11,6 +11,7 @@ from inspect import signature
 from typing import Any
 
 from picotron_core.cli import INTERRUPTED
+from picotron_core.cli.stop import REQUEUE
 from picotron_core.errors import RunError
 from picotron_core.parallel.world import make_ready
 
@@ -34,6 +35,7 @@ def launch(nproc: int, arguments: Sequence[str]) -> int:
     options: dict[str, Any] = {}
     if "shutdown_timeout" in signature(LaunchConfig).parameters:  # torch 2.13
         options["shutdown_timeout"] = SAVE_S
+        options["signals_to_handle"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -55,7 +57,13 @@ def launch(nproc: int, arguments: Sequence[str]) -> int:
             raise RunError(f"Rank {rank} died of {name}; the others were stopped.") from None
         return int(failure.exitcode)
     except SignalException as error:
-        return INTERRUPTED if error.sigval == signal.SIGINT else 128 + int(error.sigval)
+        if error.sigval == signal.SIGINT:
+            return INTERRUPTED
+        saved = error.sigval in (
+            signal.SIGTERM,
+            signal.SIGUSR1,
+        )  # so were the ranks
+        return REQUEUE if saved else 128 + int(error.sigval)
     return 0
 
 

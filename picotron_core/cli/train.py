@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import logging
 import shlex
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
-from picotron_core.checkpoint.load import find_checkpoint
+from picotron_core.checkpoint.interval import Interval
+from picotron_core.checkpoint.load import find_checkpoint, load
 from picotron_core.checkpoint.manifest import Facts
 from picotron_core.checkpoint.save import Saver
 from picotron_core.cli import INTERRUPTED
 from picotron_core.cli.console import View, open_view
 from picotron_core.cli.generate import write_text
 from picotron_core.cli.job import Job, backends_of, prepare_job
+from picotron_core.cli.stop import REQUEUE, Stop, listening, seconds_of
 from picotron_core.config import Settings
 from picotron_core.engine import run_directory
+from picotron_core.engine.metrics import StepRecord
 from picotron_core.engine.plot import plot_losses
 from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.engine.train import train
@@ -27,6 +28,9 @@ from picotron_core.parallel.world import join
 from picotron_core.registry.breadcrumb import breadcrumb
 from picotron_core.registry.plugins import notify
 
+SOON = (
+    20  # steps after a load within which a loss that is not finite speaks against what was loaded
+)
 log = logging.getLogger("picotron")
 
 
@@ -36,6 +40,7 @@ def run_training(settings: Settings, *, resume: tuple[RunDirectory, Path] | None
     Args:
         resume: what `find_run` returned, to go on with that run.
     """
+    stop = Stop(limit_s=seconds_of(settings.config.run.time_limit))
     world = join(timeout_s=settings.config.run.timeout_s)
     with open_view(settings.config, world) as view:
         try:
@@ -46,21 +51,56 @@ def run_training(settings: Settings, *, resume: tuple[RunDirectory, Path] | None
             raise
         try:
             with _memory_errors_explained(settings):
-                stopped = _loop(job, view)
+                code = _train(job, view, stop)
         finally:
             job.ops.comm.stop()
     if not world.is_first:
-        return INTERRUPTED if stopped else 0
-    if stopped:
+        return code
+    if code:
         print(f"Stopped at step {job.state.step}, saved. Go on with:\n")
         print(f"  picotron train --resume {shlex.quote(str(job.run.path))}")
-        return INTERRUPTED
+        return code
     _farewell(settings, job)
     return 0
 
 
-def _loop(job: Job, view: View) -> bool:
-    """Train to the end, or until someone asks to stop. Returns whether it was stopped."""
+def _train(job: Job, view: View, stop: Stop) -> int:
+    """Train to the end; a run that fails right after a load goes back one checkpoint further.
+
+    What is loaded was whole on disk, but may have been saved by a machine that computed nonsense.
+    """
+    saver, fallbacks = _saver(job), 0
+    while True:
+        loaded = job.state.step
+        try:
+            return _loop(job, view, stop, saver)
+        except NotFiniteError as error:
+            soon = loaded > 0 and job.state.step - loaded < SOON
+            if not soon or fallbacks == job.config.checkpoint.max_fallbacks:
+                raise
+            fallbacks += 1
+            _go_back(job, saver, loaded, error)
+
+
+def _go_back(job: Job, saver: Saver, loaded: int, error: NotFiniteError) -> None:
+    """Load the checkpoint before the one that was loaded.
+
+    Raises: `error` where there is none.
+    """
+    try:
+        earlier = find_checkpoint(job.run.path, job.world, below=loaded)
+    except PicotronError:
+        raise error from None
+    log.warning("%s It was loaded at step %d: going back to %s.", error, loaded, earlier.folder)
+    job.state.weights.drop_gradients()
+    load(job.state, earlier)
+    saver.saved = job.state.step
+    if job.world.is_first:
+        run_directory.rewind_metrics(job.run, job.state.step)
+
+
+def _loop(job: Job, view: View, stop: Stop, saver: Saver) -> int:
+    """Train to the end, or until someone asks to stop. Returns the exit code."""
     records = train(
         job.state,
         config=job.config,
@@ -70,11 +110,11 @@ def _loop(job: Job, view: View) -> bool:
         flops_per_token=job.flops_per_token,
         peak_flops=job.peak_flops,
     )
-    saver = _saver(job)
-    every, stopped = job.config.checkpoint.every, False
+    interval = Interval(job.config.checkpoint.every, saver)
+    interrupted = ended = False
     with (
         breadcrumb(job.quarantine, job.used),
-        _interrupt() as asked_to_stop,
+        listening(stop, quiet=not job.world.is_first),
         _saved_if_not_finite(job, saver),
     ):
         for of_this_step in records:
@@ -83,15 +123,33 @@ def _loop(job: Job, view: View) -> bool:
                     run_directory.append_metrics(job.run, record)
                     notify(job.registry, "picotron_on_step", record=run_directory.as_line(record))
                     view.show(record)
+            step, step_s = (
+                job.state.step,
+                next(r.step_s for r in of_this_step if isinstance(r, StepRecord)),
+            )
+            late = stop.is_late(step_s=step_s, save_s=saver.expected_s)
+            due = interval.due(step, step_s) and job.world.is_first
+            saved = saver.saved
             # All ranks must leave the loop at the same step, whichever was asked to.
-            (stopped,) = saver.boundary(bool(asked_to_stop))
-            step = job.state.step
-            if every and step % every == 0 and step < job.config.train.steps and not stopped:
-                _start(job, saver)
-            if stopped:
+            interrupted, ended, due = saver.boundary(stop.interrupted, stop.ended or late, due)
+            if saver.saved != saved and job.world.is_first:
+                _tell(saver, interval)
+            if interrupted or ended:
                 break
+            if due and step not in (saver.saved, job.config.train.steps) and saver.start():
+                interval.began()
+                _draw(job)
         _save(job, saver)
-    return stopped and job.state.step < job.config.train.steps
+    if job.state.step == job.config.train.steps:
+        return 0
+    return INTERRUPTED if interrupted else REQUEUE
+
+
+def _tell(saver: Saver, interval: Interval) -> None:
+    log.info(
+        "saved step %d: %.1f MB in %.1f s, training waited %.2f s; at risk until the next: %s",
+        *(saver.saved, saver.total_bytes / 1e6, saver.write_s, saver.waited_s, interval.at_risk()),
+    )
 
 
 def _saver(job: Job) -> Saver:
@@ -133,12 +191,6 @@ def _saved_if_not_finite(job: Job, saver: Saver) -> Iterator[None]:
         raise
 
 
-def _start(job: Job, saver: Saver) -> None:
-    """Begin to save, unless this step is saved already: a skipped update does not move it."""
-    if saver.saved != job.state.step and saver.start():
-        _draw(job)
-
-
 def _save(job: Job, saver: Saver) -> None:
     """Save, and wait for it."""
     saver.finish()
@@ -172,24 +224,6 @@ def _memory_errors_explained(settings: Settings) -> Iterator[None]:
             "raise --train.accumulation to make up for it), --data.seq_len or the model: "
             "`picotron plan` with the same settings says what takes the memory, and what fits."
         ) from error
-
-
-@contextmanager
-def _interrupt() -> Iterator[list[int]]:
-    """A list that holds the signal once Ctrl-C was pressed; pressed twice, it quits at once."""
-    caught: list[int] = []
-
-    def on_signal(number: int, _: FrameType | None) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-        print("\nStopping after this step; Ctrl-C again quits without saving.", flush=True)
-
-    former = signal.signal(signal.SIGINT, on_signal)
-    try:
-        yield caught
-    finally:
-        signal.signal(signal.SIGINT, former)
 
 
 def _farewell(settings: Settings, job: Job) -> None:

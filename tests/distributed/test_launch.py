@@ -114,13 +114,14 @@ def test_a_killed_rank_ends_the_others_and_is_named(tiny, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the ranks in /proc")
-def test_an_interrupt_saves_once_and_leaves_nobody(tiny, tmp_path):
+@pytest.mark.parametrize(("number", "wanted"), [(signal.SIGINT, 130), (signal.SIGUSR1, 75)])
+def test_a_signal_to_the_launcher_saves_once_and_leaves_nobody(tiny, tmp_path, number, wanted):
     launcher = start(tiny, tmp_path, "--train.steps", "100000", "--checkpoint.every", "0")
     wait_for_steps(launcher, tmp_path)
     pids = ranks_of(launcher)
-    launcher.send_signal(signal.SIGINT)
+    launcher.send_signal(number)
     out, _ = launcher.communicate(timeout=WAIT_S)
-    assert launcher.returncode == 130
+    assert launcher.returncode == wanted
     assert out.count("saved. Go on with:") == 1
     assert len(list((tmp_path / "two" / "checkpoints").glob("step-*"))) == 1
     assert gone(pids)

@@ -6,48 +6,16 @@ import subprocess
 import sys
 
 import pytest
+import small_state
 import torch
-from picotron_backends.one_process import COMM
+from small_state import FACTS, save_at, saver, state_at
 
 from picotron_core.checkpoint.load import find_checkpoint, load, open_checkpoint
-from picotron_core.checkpoint.manifest import MANIFEST, Facts
-from picotron_core.checkpoint.save import Saver
-from picotron_core.engine.state import TrainState
+from picotron_core.checkpoint.manifest import MANIFEST
 from picotron_core.errors import ConfigError, DamagedFileError, RunError
-from picotron_core.parallel.data import Replicas
-from picotron_core.parallel.layout import Layout, shapes_of
-from picotron_core.parallel.mesh import make_mesh
 
 TENSORS = "rank-00000.safetensors"
-FACTS = Facts(data="key", eos_id=0, seed=0, global_batch=4)
-
-
-def state_at(step, size=64) -> TrainState:
-    """Tensors that tell their step; a checkpoint needs no more of a model than its parameters."""
-    model = torch.nn.Linear(size, 3, bias=False)
-    torch.nn.init.constant_(model.weight, float(step))
-    mesh = make_mesh(COMM, rank=0, world_size=1)
-    weights = Replicas(model, device=torch.device("cpu"), dtype=torch.float32, axis=mesh.data)
-    moments = {
-        name: {"weight": torch.full((3, size), step + shift)}
-        for shift, name in ((0.25, "exp_avg"), (0.5, "exp_avg_sq"))
-    }
-    return TrainState(
-        model=model,
-        weights=weights,
-        layout=Layout(mesh=mesh, shapes=shapes_of(model)),
-        moments=moments,
-        step=step,
-        tokens=10 * step,
-    )  # type: ignore[arg-type]
-
-
-def saver(state, run, keep=9, **more) -> Saver:
-    return Saver(state, run / "checkpoints", facts=FACTS, keep=keep, **more)
-
-
-def save_at(step, run, keep=9, **more):
-    return saver(state_at(step), run, keep, **more).save()
+SUPPORT = os.path.dirname(small_state.__file__)
 
 
 def test_what_was_saved_is_read_back(tmp_path):
@@ -159,7 +127,8 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_checkpoint import saver, state_at, RunError
+from picotron_core.errors import RunError
+from small_state import saver, state_at
 run = Path({run!r})
 saver(state_at(1), run).save()
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -174,7 +143,7 @@ except RunError as error:
 @pytest.mark.parametrize("limit", [0, 100, 700])
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, limit):
     """The kernel refuses to let a file grow: in the first file, and in the manifest."""
-    script = FULL_DISK.format(tests=os.path.dirname(__file__), run=str(tmp_path), limit=limit)
+    script = FULL_DISK.format(tests=SUPPORT, run=str(tmp_path), limit=limit)
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
@@ -191,7 +160,7 @@ KILLED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_checkpoint import saver, state_at
+from small_state import saver, state_at
 for step in range(1, 1000):
     print(step, flush=True)
     saver(state_at(step, size=20000), Path({run!r}), keep=2).save()
@@ -201,7 +170,7 @@ for step in range(1, 1000):
 @pytest.mark.parametrize("last_line", ["3", "4", "6"])
 def test_killed_in_mid_save_it_resumes_from_a_whole_one(tmp_path, last_line):
     """SIGKILL as the child begins a save; whatever it left, the newest whole one is found."""
-    script = KILLED.format(tests=os.path.dirname(__file__), run=str(tmp_path))
+    script = KILLED.format(tests=SUPPORT, run=str(tmp_path))
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:

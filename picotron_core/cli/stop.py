@@ -1,0 +1,87 @@
+"""Being asked to stop: by Ctrl-C, by a scheduler's signal, or by the clock."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+
+from picotron_core.errors import ConfigError
+
+# BSD's EX_TEMPFAIL: what a scheduler may start again, e.g. by Slurm's `scontrol requeue`.
+REQUEUE = 75
+# Schedulers send SIGTERM before SIGKILL, and SIGUSR1 where asked to (`sbatch --signal=USR1@120`).
+SIGNALS = [signal.SIGINT, signal.SIGTERM, *filter(None, [getattr(signal, "SIGUSR1", None)])]
+
+
+@dataclass(slots=True, kw_only=True)
+class Stop:
+    """What this rank was asked. interrupted: by Ctrl-C. ended: by a scheduler.
+
+    limit_s: seconds from `began` by which the last save must be done; 0: no limit.
+    """
+
+    limit_s: float = 0.0
+    began: float = field(default_factory=time.monotonic)
+    interrupted: bool = False
+    ended: bool = False
+
+    def is_late(self, *, step_s: float, save_s: float) -> bool:
+        """Whether there is no time for another step and a save, each taking twice as long."""
+        left = self.limit_s - (time.monotonic() - self.began)
+        return bool(self.limit_s) and left < 2 * (step_s + save_s)
+
+
+@contextmanager
+def listening(stop: Stop, *, quiet: bool) -> Iterator[None]:
+    """Note signals in `stop` while this lasts. Ctrl-C pressed twice quits at once.
+
+    Args:
+        quiet: say nothing: another rank does.
+    """
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if stop.interrupted:
+                raise KeyboardInterrupt
+            stop.interrupted = True
+        else:
+            stop.ended = True
+        if not quiet:
+            name = "" if number == signal.SIGINT else f" for {signal.Signals(number).name}"
+            again = "; Ctrl-C again quits without saving" if number == signal.SIGINT else ""
+            print(f"\nStopping{name} after this step{again}.", flush=True)
+
+    former = {number: signal.signal(number, on_signal) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def seconds_of(time_limit: str) -> float:
+    """A time as Slurm's --time has it: minutes, minutes:seconds, hours:minutes:seconds,
+    days-hours, days-hours:minutes, days-hours:minutes:seconds. "" is 0.
+
+    >>> seconds_of("90"), seconds_of("1:30:00"), seconds_of("1-12")
+    (5400.0, 5400.0, 129600.0)
+    """
+    if not time_limit:
+        return 0.0
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", time_limit, re.ASCII):
+        raise ConfigError(
+            f"run.time_limit = {time_limit!r} is no time. Write minutes, hours:minutes:seconds or "
+            "days-hours, as for Slurm's --time."
+        )
+    days, dash, rest = time_limit.rpartition("-")
+    numbers = [int(number) for number in rest.split(":")]
+    if dash or len(numbers) == 3:
+        hours, minutes, seconds = [*numbers, 0, 0][:3]
+    else:
+        hours, (minutes, seconds) = 0, [*numbers, 0][:2]
+    return 86400.0 * int(days or 0) + 3600.0 * hours + 60.0 * minutes + seconds

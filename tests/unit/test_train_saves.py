@@ -1,0 +1,141 @@
+"""`picotron train` and its checkpoints: stopped, refused by the disk, gone back, gone on."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import struct
+from pathlib import Path
+
+import forge
+import pytest
+
+from picotron_core.checkpoint import save as saves
+from picotron_core.checkpoint.disk import Disk
+from picotron_core.engine import run_directory
+
+EVERY = ("--train.steps", "8", "--checkpoint.every", "2", "--checkpoint.keep", "9")
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def numbers(run: Path, step: int) -> dict[str, bytes]:
+    """All that was saved of a step."""
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+@pytest.fixture
+def whole(picotron, tiny, tmp_path):
+    """A run that nobody stopped."""
+    assert picotron("train", *tiny, *EVERY, "--name", "whole")[0] == 0
+    return tmp_path / "runs" / "whole"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_schedulers_signal_saves_and_asks_to_be_started_again(
+    whole, picotron, tiny, tmp_path, monkeypatch, number
+):
+    """Sent to this very process, from within its third step."""
+    append = run_directory.append_metrics
+
+    def at_step_3(run, record):
+        append(run, record)
+        if record.step == 3:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(run_directory, "append_metrics", at_step_3)
+    code, out, _ = picotron("train", *tiny, *EVERY, "--name", "cut")
+    monkeypatch.undo()
+    assert code == 75
+    assert f"Stopping for {number.name} after this step" in out
+    assert "picotron train --resume runs/cut" in out
+    run = tmp_path / "runs" / "cut"
+    assert len(losses(run)) == 3
+    assert (run / "checkpoints" / "step-00000003").is_dir()
+    assert picotron("train", "--resume", "runs/cut")[0] == 0
+    assert losses(run) == losses(whole)
+    assert numbers(run, 8) == numbers(whole, 8)
+
+
+def test_the_clock_saves_and_asks_to_be_started_again(picotron, tiny, tmp_path):
+    code, out, _ = picotron(
+        "train", *tiny, "--name", "late", "--run.time_limit", "0:1", "--train.steps", "100000"
+    )
+    assert code == 75
+    assert "picotron train --resume runs/late" in out
+    (folder,) = (tmp_path / "runs" / "late" / "checkpoints").iterdir()
+    assert folder.name == f"step-{len(losses(tmp_path / 'runs' / 'late')):08d}"
+    code, _, err = picotron("train", *tiny, "--run.time_limit", "soon")
+    assert code == 2
+    assert "run.time_limit = 'soon' is no time" in err
+
+
+def test_a_disk_that_refuses_now_and_then_does_not_stop_training(
+    whole, picotron, tiny, tmp_path, monkeypatch
+):
+    class Moody(Disk):
+        """Full while steps 2, 4 and 6 are written."""
+
+        def write(self, descriptor, data):
+            if moods and moods.pop():
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(descriptor, data)
+
+    moods = [False, True, True, True]
+    monkeypatch.setattr(saves, "Disk", Moody)
+    code, out, _ = picotron(
+        "train", *tiny, *EVERY, "--name", "full", "--checkpoint.max_misses", "4"
+    )
+    assert code == 0
+    assert out.count("No space left on device") == 3
+    run = tmp_path / "runs" / "full"
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000008"]
+    assert losses(run) == losses(whole)
+    assert numbers(run, 8) == numbers(whole, 8)
+    moods = [True] * 9
+    code, _, err = picotron("train", *tiny, *EVERY, "--checkpoint.max_misses", "2")
+    assert code == 1
+    assert "No space left on device" in err
+    assert "Saves that failed in a row: 2" in err
+
+
+def poison(folder: Path) -> None:
+    """Finite numbers, whole files, and no finite loss."""
+    content = bytearray((folder / forge.FILE).read_bytes())
+    header, _ = forge.header_of(bytes(content))
+    begin, end = header["master.model.norm.weight"]["data_offsets"]
+    first = 8 + int.from_bytes(content[:8], "little")
+    content[first + begin : first + end] = struct.pack("<f", 3e38) * ((end - begin) // 4)
+    forge.write_file(folder, bytes(content))
+
+
+def test_a_loss_that_is_not_finite_after_a_load_goes_back_one_further(whole, picotron):
+    wanted, last = losses(whole), numbers(whole, 8)
+    checkpoints = whole / "checkpoints"
+    for step in (4, 6):
+        poison(checkpoints / f"step-{step:08d}")
+    for file in (checkpoints / "step-00000008").iterdir():
+        file.unlink()
+    code, out, _ = picotron("train", "--resume", "runs/whole", "--checkpoint.max_fallbacks", "1")
+    assert code == 1
+    assert out.count("going back to") == 1
+    code, out, _ = picotron("train", "--resume", "runs/whole", "--checkpoint.max_fallbacks", "2")
+    assert code == 0
+    assert "It was loaded at step 6: going back to" in out
+    assert "It was loaded at step 4: going back to" in out
+    assert losses(whole) == wanted
+    assert numbers(whole, 8) == last
+
+
+def test_what_is_at_risk_is_told(picotron, tiny):
+    more = ("--train.steps", "40", "--checkpoint.every", "auto")
+    code, out, _ = picotron("train", *tiny, *more)
+    assert code == 0
+    assert "INFO: saved step 10: 0." in out
+    assert "at risk until the next: " in out
