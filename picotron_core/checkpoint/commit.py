@@ -75,7 +75,6 @@ def prune(disk: Disk, checkpoints: Path, newest: Path, *, keep: int, sound: set[
         elif path.name in sound or _is_whole(path):
             sound.add(path.name)
             kept += 1
-    sweep(disk, checkpoints)  # the one that was replaced
 
 
 def _is_whole(folder: Path) -> bool:

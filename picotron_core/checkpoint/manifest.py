@@ -143,7 +143,7 @@ def read_manifest(folder: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])[:200]
-        raise DamagedFileError(f"{path} is damaged ({ascii(key)}: {first['msg']}).") from None
+        raise DamagedFileError(f"{path} is damaged ({key!a}: {first['msg']}).") from None
     except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"{path} is damaged ({error}).") from None
 

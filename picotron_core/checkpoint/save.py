@@ -241,6 +241,7 @@ class Saver:
             commit(self.disk, temporary, final, manifest)
             self.sound.add(final.name)
             prune(self.disk, self.checkpoints, final, keep=self.keep, sound=self.sound)
+            sweep(self.disk, self.checkpoints)  # one that was replaced
         return ""
 
     def _saved(self, flight: Flight) -> None:

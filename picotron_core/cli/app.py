@@ -126,6 +126,60 @@ def generate(
     )
 
 
+@app.command(no_args_is_help=True)
+def checkpoint(
+    action: Annotated[
+        Literal["list", "verify", "inspect", "prune"],
+        typer.Argument(
+            help="list what there is; verify every byte; inspect one: the newest, or RUN itself; "
+            "prune: remove all but the newest whole ones.",
+        ),
+    ],
+    run: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints.")],
+    keep: Annotated[int, typer.Option(min=1, help="prune: how many are left.")] = 2,
+) -> int:
+    """List, verify, inspect or prune the checkpoints of a run."""
+    from picotron_core.cli.checkpoint import run_checkpoint
+
+    return run_checkpoint(action, run, keep=keep)
+
+
+@app.command(no_args_is_help=True)
+def export(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints.")],
+    folder: Annotated[Path, typer.Argument(help="A new folder for the model.")],
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"],
+        typer.Option(help="Of the numbers; float32 is what was trained."),
+    ] = "float32",
+    shard_mb: Annotated[float, typer.Option(min=1, help="Megabytes in a file.")] = 2000,
+) -> int:
+    """Write a trained model as a Hugging Face folder, tokenizer included."""
+    from picotron_core.cli.export import run_export
+
+    return run_export(run, folder, dtype=dtype, shard_mb=shard_mb)
+
+
+@app.command("verify-resume", context_settings=WITH_SETTINGS, epilog=SETTINGS_HELP)
+def verify_resume(
+    rest: Rest = None,
+    steps: Annotated[int, typer.Option(min=2, help="Steps of the whole run.")] = 10,
+    nproc: Annotated[int, typer.Option(min=1, help="Ranks of the whole run.")] = 1,
+    then_nproc: Annotated[int, typer.Option(min=0, help="Ranks that resume it; 0: as many.")] = 0,
+    then: Annotated[
+        list[str] | None,
+        typer.Option(help="A setting of the resumed half, e.g. parallel.tp=2; may be repeated."),
+    ] = None,
+) -> int:
+    """Train N steps, and N/2 resumed to N; name the first tensor that differs."""
+    from picotron_core.cli.verify_resume import run_verify_resume
+
+    words = [word for word in rest or []]
+    return run_verify_resume(
+        words, steps=steps, nproc=nproc, then_nproc=then_nproc or nproc, then=then or []
+    )
+
+
 @app.command(context_settings=WITH_SETTINGS, epilog=SETTINGS_HELP)
 def backends(
     rest: Rest = None,

@@ -1,0 +1,91 @@
+"""`picotron export`: a trained model as the folder that Hugging Face's libraries read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from picotron_core.checkpoint.header import MASTER
+from picotron_core.checkpoint.load import Checkpoint
+from picotron_core.cli.generate import open_run
+from picotron_core.cli.model import architecture_of
+from picotron_core.config import load_settings
+from picotron_core.data.tokenizer import open_tokenizer
+from picotron_core.engine.run_directory import RunDirectory
+from picotron_core.errors import ConfigError, RunError
+from picotron_core.parallel.piece import whole
+
+WEIGHTS = "model.safetensors"
+
+
+def run_export(path: Path, folder: Path, *, dtype: str, shard_mb: float) -> int:
+    """Write config.json, the weights in one file or in shards with their index, and the tokenizer.
+
+    Raises: ConfigError where the folder is there already; RunError where it cannot be written.
+    """
+    run, checkpoint = open_run(path)
+    if folder.exists():
+        raise ConfigError(f"{folder} exists already: give a new folder.")
+    temporary = folder.with_name(f".{folder.name}.writing")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _write(run, checkpoint, temporary, getattr(torch, dtype), shard_mb * 1e6)
+        temporary.rename(folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise RunError(f"Cannot write {folder}: {error}.") from None
+    print(f"{checkpoint.folder} as {folder}:\n")
+    print(f"  AutoModelForCausalLM.from_pretrained({str(folder)!r})")
+    return 0
+
+
+def _write(
+    run: RunDirectory, checkpoint: Checkpoint, folder: Path, dtype: torch.dtype, shard: float
+) -> None:
+    config = load_settings(run.config, env={}).config
+    tokenizer = open_tokenizer(run.tokenizer, eos_id=checkpoint.manifest.facts.eos_id)
+    architecture = architecture_of(config, tokenizer.vocab_size)
+    if not config.model.path:  # our own tokenizer has no token that begins a text
+        architecture = replace(architecture, bos_token_id=None, eos_token_id=tokenizer.eos_id)
+    described = {**architecture.to_transformers(), "dtype": str(dtype).removeprefix("torch.")}
+    (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    for file in sorted(run.tokenizer.iterdir()):
+        shutil.copy(file, folder / file.name)
+    parts = list(_parts(checkpoint, shard / dtype.itemsize))
+    where = {}
+    for number, names in enumerate(parts, 1):
+        file_name = WEIGHTS
+        if len(parts) > 1:
+            file_name = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+        shapes = {name: checkpoint.manifest.parameters[name] for name in names}
+        tensors = {
+            name: checkpoint.read(MASTER, name, whole(prod(shape))).view(shape).to(dtype)
+            for name, shape in shapes.items()
+        }
+        save_file(tensors, folder / file_name, metadata={"format": "pt"})
+        where |= dict.fromkeys(names, file_name)
+    if len(parts) > 1:
+        size = sum(prod(shape) for shape in checkpoint.manifest.parameters.values())
+        index = {"metadata": {"total_size": dtype.itemsize * size}, "weight_map": where}
+        (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _parts(checkpoint: Checkpoint, limit: float) -> Iterator[list[str]]:
+    """The parameters' names, in files of at most `limit` numbers; a larger one has its own."""
+    names: list[str] = []
+    size = 0
+    for name, shape in checkpoint.manifest.parameters.items():
+        if names and size + prod(shape) > limit:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += prod(shape)
+    yield names
