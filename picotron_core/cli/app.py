@@ -152,7 +152,7 @@ def export(
         Literal["float32", "bfloat16", "float16"],
         typer.Option(help="Of the numbers; float32 is what was trained."),
     ] = "float32",
-    shard_mb: Annotated[float, typer.Option(min=1, help="Megabytes in a file.")] = 2000,
+    shard_mb: Annotated[float, typer.Option(min=0.001, help="Megabytes in a file.")] = 2000,
 ) -> int:
     """Write a trained model as a Hugging Face folder, tokenizer included."""
     from picotron_core.cli.export import run_export

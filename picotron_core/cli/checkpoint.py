@@ -15,6 +15,8 @@ from picotron_core.checkpoint.manifest import Manifest, read_manifest
 from picotron_core.cli.terminal import open_console
 from picotron_core.errors import ConfigError, DamagedFileError
 
+WIDTH = 160  # columns in a pipe
+
 
 def run_checkpoint(action: str, run: Path, *, keep: int) -> int:
     """Returns the exit code: 1 where `verify` found damage."""
@@ -46,7 +48,7 @@ def _list(folders: list[Path], *, every_byte: bool) -> int:
         size = f"{manifest.bytes / 1e6:.1f} MB"
         by = f"{manifest.layout}"
         table.add_row(escape(folder.name), f"{manifest.tokens:,}", size, by, state)
-    console = open_console()
+    console = open_console(width=WIDTH)
     console.print(table)
     if not every_byte:
         console.print("\n`picotron checkpoint verify` reads every byte.")
@@ -73,7 +75,7 @@ def _inspect(checkpoint: Checkpoint) -> None:
     for name, text in rows.items():
         if text:
             table.add_row(name, escape(text))
-    open_console().print(table)
+    open_console(width=WIDTH).print(table)
 
 
 def _prune(checkpoints: Path, folders: list[Path], keep: int) -> int:

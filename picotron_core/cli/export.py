@@ -60,7 +60,7 @@ def _write(
     for file in sorted(run.tokenizer.iterdir()):
         shutil.copy(file, folder / file.name)
     parts = list(_parts(checkpoint, shard / dtype.itemsize))
-    where = {}
+    where: dict[str, str] = {}
     for number, names in enumerate(parts, 1):
         file_name = WEIGHTS
         if len(parts) > 1:

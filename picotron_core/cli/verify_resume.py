@@ -37,8 +37,10 @@ def run_verify_resume(
     other = [part for setting in then for part in _flag(setting)]
     with tempfile.TemporaryDirectory(prefix="picotron-") as folder:
         one = Path(folder) / "whole"
-        fixed = ("--train.steps", str(steps), "--checkpoint.every", str(half))
-        fixed += ("--checkpoint.keep", "9", "--run.dir", folder, "--run.name", one.name)
+        fixed = [
+            *("--train.steps", str(steps), "--checkpoint.every", str(half)),
+            *("--checkpoint.keep", "9", "--run.dir", folder, "--run.name", one.name),
+        ]
         print(f"{steps} steps on {_ranks(nproc)} ...", flush=True)
         _train([*words, *fixed, "--nproc", str(nproc)])
         two = Path(folder) / "resumed"
