@@ -29,7 +29,7 @@ ENVIRONMENT = {
 }
 
 # Flags of the command line beside the settings.
-SHORTHANDS = ("data", "resume", "name", "backends", "plugin", "device", "help", "debug")
+SHORTHANDS = ("data", "resume", "name", "backends", "plugin", "device", "trace", "help", "debug")
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,6 +173,12 @@ class Run(Section):
         "days-hours, as for Slurm's --time.",
     )
     timeout_s: float = Field(600.0, gt=0, description="Longest wait in a collective, in seconds.")
+    trace: int = Field(
+        0,
+        ge=0,
+        description="Steps to record, after two that warm up: what every rank did and said, for "
+        "`picotron trace`; `--trace` records two.",
+    )
 
 
 class Plugins(Section):

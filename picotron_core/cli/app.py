@@ -66,6 +66,9 @@ def train(
         int, typer.Option(min=1, help="Ranks to start on this machine; torchrun starts its own.")
     ] = 1,
     name: Annotated[str, typer.Option(help="The run's folder name: short for --run.name.")] = "",
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Record two steps: short for --run.trace 2.")
+    ] = False,
     backends: Backends = "",
     plugin: Plugins = None,
     device: Device = "",
@@ -77,6 +80,7 @@ def train(
 
     shorthands = [("data.paths", path) for path in data or []]
     shorthands += [("run.name", name)] if name else []
+    shorthands += [("run.trace", "2")] if trace else []
     config, overrides = _split(rest)
     overrides = [*_shorthands(plugin, device), *shorthands, *overrides]
     if resume is None:
@@ -85,6 +89,7 @@ def train(
         raise ConfigError(f"--resume takes the run's own config.toml; leave out {config}.")
     else:
         found = find_run(resume, _settings(None, overrides, backends=backends).config.run.dir)
+        overrides = [("run.trace", "0"), *overrides]  # what was recorded stays, unless asked anew
         settings = _settings(found[0].config, overrides, backends=backends)
     if nproc > 1:  # only now: a mistake in the settings is told once, and not by every rank
         return launch(nproc, without_nproc(sys.argv[1:]))
@@ -180,6 +185,16 @@ def verify_resume(
     )
 
 
+@app.command()
+def trace(
+    run: Annotated[Path, typer.Argument(help="The folder of a run that was given --trace.")],
+) -> int:
+    """Show what every rank of a traced run did and said: numbers, a timeline, pictures."""
+    from picotron_core.cli.trace.command import show_trace
+
+    return show_trace(run)
+
+
 @app.command(context_settings=WITH_SETTINGS, epilog=SETTINGS_HELP)
 def backends(
     rest: Rest = None,
@@ -228,6 +243,7 @@ def plan(
         list[str] | None, typer.Option(help="Taken as `train` takes it, and not looked at.")
     ] = None,
     name: Annotated[str, typer.Option(help="As of `train`; nothing is written.")] = "",
+    trace: Annotated[bool, typer.Option("--trace", help="As of `train`; without effect.")] = False,
     json: Annotated[bool, typer.Option("--json", help="The same as data.")] = False,
     backends: Backends = "",
     plugin: Plugins = None,

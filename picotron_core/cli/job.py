@@ -31,6 +31,7 @@ from picotron_core.engine.loss_scale import LossScale
 from picotron_core.engine.metrics import matrix_product_rate
 from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.engine.state import TrainState, new_state
+from picotron_core.engine.trace import Trace
 from picotron_core.errors import ConfigError
 from picotron_core.hardware import Device, stand_in
 from picotron_core.model.architecture import Architecture
@@ -47,6 +48,7 @@ from picotron_core.parallel.agreement import (
 )
 from picotron_core.parallel.mesh import Mesh, data_parallel_degree, make_mesh
 from picotron_core.parallel.parallelize import parallelize, refuse_layout
+from picotron_core.parallel.timeline import Span, no_span
 from picotron_core.parallel.world import World
 from picotron_core.precision import Precision, choose_precision
 from picotron_core.registry import Selection
@@ -75,6 +77,12 @@ class Job:
     state: TrainState
     peak_flops: float
     flops_per_token: float
+    trace: Trace | None = None
+
+    @property
+    def span(self) -> Span:
+        """What is told of the run's phases."""
+        return self.trace.timeline.span if self.trace else no_span
 
     @property
     def global_batch(self) -> int:
@@ -134,10 +142,14 @@ def prepare_job(
             "data": tokens.key,
             "step": str(found.manifest.step) if found else "0",
             "settings": f"{config.model} {config.train} {config.parallel} {config.data.seq_len} "
-            f"{config.checkpoint.every} "
+            f"{config.checkpoint.every} {config.run.trace} "
             f"{config.data.document_mask}",
         }
         agree(world, selections, facts)
+        trace = None
+        if steps := config.run.trace:
+            trace = Trace(run.traces, world, steps=steps, device=place)
+            ops = trace.watch_ops(ops)
         ops.comm.start(
             store=world.store,
             rank=world.rank,
@@ -157,8 +169,16 @@ def prepare_job(
         model = _model(config, architecture, ops)
         reduce = getattr(torch, precision.reduce)
         weights, layout = parallelize(
-            model, config.parallel, mesh, device=place, dtype=dtype, reduce=reduce
+            model,
+            config.parallel,
+            mesh,
+            device=place,
+            dtype=dtype,
+            reduce=reduce,
+            span=trace.timeline.span if trace else no_span,
         )
+        if trace:
+            trace.watch_model(model, mesh, config.parallel)
         torch.manual_seed(config.train.seed + world.rank)  # a plugin may draw: the same every time
         state = new_state(model, weights, layout)
         state.loss_scale = _loss_scale(config, precision, mesh)
@@ -190,6 +210,7 @@ def prepare_job(
         state=state,
         peak_flops=rate * world.size,
         flops_per_token=architecture.flops_per_token(config.data.seq_len),
+        trace=trace,
     )
 
 

@@ -109,9 +109,12 @@ def _loop(job: Job, view: View, stop: Stop, saver: Saver) -> int:
         world=job.world,
         flops_per_token=job.flops_per_token,
         peak_flops=job.peak_flops,
+        span=job.span,
     )
     interval = Interval(job.config.checkpoint.every, saver)
     interrupted = ended = False
+    if job.trace:
+        records = job.trace.recorded(records, left=job.config.train.steps - job.state.step)
     with (
         breadcrumb(job.quarantine, job.used),
         listening(stop, quiet=not job.world.is_first),
@@ -136,10 +139,15 @@ def _loop(job: Job, view: View, stop: Stop, saver: Saver) -> int:
                 _tell(saver, interval)
             if interrupted or ended:
                 break
-            if due and step not in (saver.saved, job.config.train.steps) and saver.start():
-                interval.began()
-                _draw(job)
+            if due and step not in (saver.saved, job.config.train.steps):
+                with job.span("save"):
+                    begun = saver.start()
+                if begun:
+                    interval.began()
+                    _draw(job)
         _save(job, saver)
+    if job.trace:
+        job.trace.finish()
     if job.state.step == job.config.train.steps:
         return 0
     return INTERRUPTED if interrupted else REQUEUE

@@ -50,6 +50,10 @@ class RunDirectory:
         return self.path / "tokenizer"
 
     @property
+    def traces(self) -> Path:
+        return self.path / "trace"
+
+    @property
     def plot(self) -> Path:
         return self.path / "loss.png"
 

@@ -17,6 +17,7 @@ from picotron_core.ops.loss import IGNORE_INDEX
 from picotron_core.ops.optimizer import AdamW
 from picotron_core.parallel.context import own
 from picotron_core.parallel.mesh import Axis
+from picotron_core.parallel.timeline import Span, no_span
 from picotron_core.schema import Train
 
 
@@ -29,7 +30,13 @@ class StepResult:
 
 
 def train_step(
-    state: TrainState, batches: Iterable[Batch], ops: Ops, *, lr: float, train: Train
+    state: TrainState,
+    batches: Iterable[Batch],
+    ops: Ops,
+    *,
+    lr: float,
+    train: Train,
+    span: Span = no_span,
 ) -> StepResult:
     """Advance `state` by one update over this rank's `batches`, together with all other ranks.
 
@@ -39,14 +46,18 @@ def train_step(
     Under a loss scale an overflow is no error: the update is skipped, `state.step` stays, and the
     next call tries the same batch with half the scale.
 
+    Args:
+        span: told of the step's phases.
+
     Raises: NotFiniteError where loss or gradient is not finite; the weights are then untouched.
     """
     scale, weights = state.loss_scale, state.weights
     factor = scale.factor if scale else 1.0
     device = state.device
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, valid tokens, |gradient|^2
-    sums[:2] = _forward_and_backward(state, batches, factor)
-    gradients = weights.gradients()
+    sums[:2] = _forward_and_backward(state, batches, factor, span)
+    with span("gradients"):
+        gradients = weights.gradients()
     sums[2] = _square(state, gradients)
     # over all ranks: all_reduce(sum). All decide by the same numbers: a rank that skipped a step
     # alone would leave the others waiting.
@@ -71,7 +82,8 @@ def train_step(
         )
     clip = min(1.0, train.clip / grad_norm) if train.clip and grad_norm else 1.0
     torch._foreach_mul_(list(gradients.values()), clip / (count * factor))
-    _update(state, gradients, ops, lr=lr, train=train)
+    with span("optimizer"):
+        _update(state, gradients, ops, lr=lr, train=train)
     if scale:
         state.loss_scale = scale.after_update()
     state.step += 1
@@ -114,7 +126,9 @@ def batch_loss(state: TrainState, batch: Batch) -> Tensor:
     return state.model.loss(inputs, targets, doc_ids=doc_ids)
 
 
-def _forward_and_backward(state: TrainState, batches: Iterable[Batch], factor: float) -> Tensor:
+def _forward_and_backward(
+    state: TrainState, batches: Iterable[Batch], factor: float, span: Span
+) -> Tensor:
     """Leave the gradients with the weights; returns `_loss_and_tokens` of all batches."""
     weights = state.weights
     if pipeline := state.layout.pipeline:
@@ -122,10 +136,12 @@ def _forward_and_backward(state: TrainState, batches: Iterable[Batch], factor: f
         losses = pipeline.train(every, factor=factor, expect=lambda last: weights.expect(last=last))
         return _loss_and_tokens(state, losses, every)
     sums = torch.zeros(2, dtype=torch.float64, device=state.device)
-    for batch, last in _with_last(batches):
+    for number, (batch, last) in enumerate(_with_last(batches)):
         weights.expect(last=last)
-        loss = batch_loss(state, batch)
-        (loss * factor).backward()  # type: ignore[no-untyped-call]
+        with span("forward", micro_batch=number):
+            loss = batch_loss(state, batch)
+        with span("backward", micro_batch=number):
+            (loss * factor).backward()  # type: ignore[no-untyped-call]
         sums += _loss_and_tokens(state, [loss], [batch])
     return sums
 

@@ -18,6 +18,7 @@ from picotron_core.engine.state import TrainState
 from picotron_core.engine.step import evaluate, part_of, train_step
 from picotron_core.errors import NotFiniteError
 from picotron_core.ops import Ops
+from picotron_core.parallel.timeline import Span, no_span
 from picotron_core.parallel.world import World
 from picotron_core.schema import Config
 
@@ -31,6 +32,7 @@ def train(
     world: World,
     flops_per_token: float,
     peak_flops: float | None,
+    span: Span = no_span,
 ) -> Iterator[tuple[Record, ...]]:
     """Advance `state` to `config.train.steps`, yielding the records of each step: the step's own,
     and an evaluation's where one is due.
@@ -40,6 +42,7 @@ def train(
     Args:
         flops_per_token: the model's FLOPs for one trained token.
         peak_flops: FLOP/s of all ranks' devices together, for `mfu`; None leaves it out.
+        span: told of each step, its phases, and each evaluation.
 
     Raises: NotFiniteError where the loss or the gradient is not finite, in float16 after
         `train.max_skips` overflows in a row.
@@ -50,7 +53,8 @@ def train(
         start = time.perf_counter()
         lr = learning_rate(state.step + 1, settings)
         batches = _batches(state, config, tokens, sampler)
-        result = train_step(state, batches, ops, lr=lr, train=settings)
+        with span("step", step=state.step + 1):
+            result = train_step(state, batches, ops, lr=lr, train=settings, span=span)
         scale = state.loss_scale
         if scale and scale.skips >= settings.max_skips:
             batches = _batches(state, config, tokens, sampler)
@@ -75,7 +79,9 @@ def train(
             continue
         last = state.step == settings.steps
         if last or (settings.eval_every and state.step % settings.eval_every == 0):
-            yield record, _evaluation(state, config, tokens)
+            with span("evaluation"):
+                evaluation = _evaluation(state, config, tokens)
+            yield record, evaluation
         else:
             yield (record,)
 

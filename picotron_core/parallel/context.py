@@ -35,6 +35,7 @@ from picotron_core.model.rope import Tables
 from picotron_core.ops import Attention
 from picotron_core.ops.comm import Work
 from picotron_core.parallel.mesh import Axis
+from picotron_core.parallel.timeline import Span, no_span
 
 
 def refuse_context_parallel(seq_len: int, degree: int) -> None:
@@ -47,13 +48,13 @@ def refuse_context_parallel(seq_len: int, degree: int) -> None:
         )
 
 
-def divide_context(model: Llama, cp: Axis) -> None:
+def divide_context(model: Llama, cp: Axis, *, span: Span = no_span) -> None:
     """Let the model compute with a part of each sequence, as `own` gives it."""
     decoder = model.model
     decoder.rope_tables = _tables_of_part(decoder.rope_tables, cp)
     for number in decoder.layers:
         block = model.get_submodule(f"model.layers.{number}.self_attn")
-        block.attention = ring(block.attention, cp)  # type: ignore[assignment, arg-type]
+        block.attention = ring(block.attention, cp, span=span)  # type: ignore[assignment, arg-type]
 
 
 def own(whole: Tensor, index: int, ranks: int, *, dim: int) -> Tensor:
@@ -114,12 +115,12 @@ def _blocks_in_window(mine: int, theirs: int, *, ranks: int, half: int, window: 
     ]
 
 
-def ring(attention: Attention, cp: Axis) -> Attention:
+def ring(attention: Attention, cp: Axis, *, span: Span = no_span) -> Attention:
     """Attention over whole sequences, of which each rank of `cp` has a part of q, k and v.
 
     As `picotron_core.ops.attention`, with these differences: T = S tokens of this rank, as `own`
     gives them; doc_ids (B, cp * S) are of the whole sequence; no offset, no query_doc_ids.
-    `attention` must give an lse that can be differentiated.
+    `attention` must give an lse that can be differentiated. `span` is told of every turn.
     """
 
     def whole(
@@ -144,7 +145,13 @@ def ring(attention: Attention, cp: Axis) -> Attention:
         if window is not None and (window < 1 or not causal):
             raise ValueError(f"window={window} needs window >= 1 and causal=True, not {causal}")
         asked = _Ring(
-            attention=attention, cp=cp, causal=causal, scale=scale, window=window, doc_ids=doc_ids
+            attention=attention,
+            cp=cp,
+            causal=causal,
+            scale=scale,
+            window=window,
+            doc_ids=doc_ids,
+            span=span,
         )
         out, lse = RingAttention.apply(q, k, v, asked)  # type: ignore[no-untyped-call]
         return (out, lse) if return_lse else out
@@ -162,18 +169,22 @@ class _Ring:
     scale: float | None
     window: int | None
     doc_ids: Tensor | None
+    span: Span
 
-    def passing(self, mine: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def passing(self, mine: Tensor, direction: str) -> Iterator[tuple[int, Tensor]]:
         """Each rank and what it has, this one's own first, while the next is on its way."""
         held = mine
-        for step in range(self.cp.size):
-            source = (self.cp.index - step) % self.cp.size
-            if step == self.cp.size - 1:
-                yield source, held
+        for turn in range(self.cp.size):
+            source = (self.cp.index - turn) % self.cp.size
+            span = self.span("ring", turn=turn, block=source, direction=direction)
+            if turn == self.cp.size - 1:
+                with span:
+                    yield source, held
                 return
             coming = torch.empty_like(held)
             work = self.cp.pass_on(held, coming)  # send to the next of cp, recv from the previous
-            yield source, held
+            with span:
+                yield source, held
             work.wait()
             held = coming
 
@@ -214,7 +225,7 @@ class RingAttention(torch.autograd.Function):
         exact = torch.promote_types(q.dtype, torch.float32)
         total = q.new_zeros(q.shape, dtype=exact)
         lse = q.new_full(q.shape[:3], -torch.inf, dtype=exact)
-        for source, (keys, values) in asked.passing(torch.stack((k, v))):
+        for source, (keys, values) in asked.passing(torch.stack((k, v)), "forward"):
             for block in asked.blocks(source, q.shape[2]):
                 rows, columns = block.queries, block.keys
                 part = asked.attend(
@@ -241,7 +252,7 @@ class RingAttention(torch.autograd.Function):
         shift = dlse - (dout.to(lse.dtype) * out).sum(-1)
         dq = torch.zeros_like(q, dtype=lse.dtype)
         arriving: tuple[Work, Tensor] | None = None
-        for source, (keys, values) in asked.passing(torch.stack((k, v))):
+        for source, (keys, values) in asked.passing(torch.stack((k, v)), "backward"):
             gradients = torch.zeros((2, *k.shape), dtype=lse.dtype, device=k.device)
             for block in asked.blocks(source, q.shape[2]):
                 rows, columns = block.queries, block.keys

@@ -21,6 +21,7 @@ from picotron_core.parallel.pipeline import (
     stages_of,
 )
 from picotron_core.parallel.tensor import cuts_of, divide, refuse_tensor_parallel, slice_of
+from picotron_core.parallel.timeline import Span, no_span
 from picotron_core.parallel.zero1 import Shards
 from picotron_core.schema import Parallel
 
@@ -35,25 +36,27 @@ def parallelize(
     device: torch.device,
     dtype: torch.dtype,
     reduce: torch.dtype = torch.float32,
+    span: Span = no_span,
 ) -> tuple[Weights, Layout]:
     """Make of a whole float32 model this rank's, on `device` and in `dtype`, with the float32 truth
     behind it.
 
     Args:
         reduce: what gradients travel in.
+        span: told of what the schemes do.
     """
     shapes = shapes_of(model)
     cuts = cuts_of(model, mesh.tp)
     pipeline, owners, shared = None, {}, {}
     if mesh.pp.size > 1:
         owners = owners_of(model, settings)
-        pipeline = cut_into_stages(model, settings, mesh)
+        pipeline = cut_into_stages(model, settings, mesh, span=span)
         if model.architecture.tie_word_embeddings:
             shared = {EMBEDDING: mesh.ends}
     if mesh.tp.size > 1:
         divide(model, cuts, mesh.tp, sequence=settings.sequence)
     if mesh.cp.size > 1:
-        divide_context(model, mesh.cp)
+        divide_context(model, mesh.cp, span=span)
     kind = Shards if settings.zero and mesh.data.size > 1 else Replicas
     weights: Weights = kind(
         model,

@@ -21,6 +21,7 @@ from picotron_core.ops.comm import Work
 from picotron_core.parallel.mesh import Axis, Mesh
 from picotron_core.parallel.schedules import afab, interleaved, one_f_one_b
 from picotron_core.parallel.schedules.action import Action, forward
+from picotron_core.parallel.timeline import Span, no_span
 from picotron_core.schema import Parallel
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -79,7 +80,9 @@ def owners_of(model: Llama, settings: Parallel) -> dict[str, int]:
     }
 
 
-def cut_into_stages(model: Llama, settings: Parallel, mesh: Mesh) -> Pipeline:
+def cut_into_stages(
+    model: Llama, settings: Parallel, mesh: Mesh, *, span: Span = no_span
+) -> Pipeline:
     """Drop from a whole model all that other stages have."""
     ranges = stages_of(len(model.model.layers), settings)[mesh.pp.index]
     model.keep(
@@ -94,6 +97,7 @@ def cut_into_stages(model: Llama, settings: Parallel, mesh: Mesh) -> Pipeline:
         down=mesh.pp,
         up=mesh.back,
         divided=mesh.tp.size if settings.sequence else 1,
+        span=span,
     )
 
 
@@ -114,6 +118,7 @@ class Pipeline:
     layers: of each of its chunks.
     down, up: the pp axis, by a group for each direction: two ranks may be each other's next.
     divided: by how many a sequence's T is, in what a stage passes on: tp's ranks, or 1.
+    span: told of every action, from when its input is there.
     """
 
     model: Llama
@@ -122,6 +127,7 @@ class Pipeline:
     down: Axis
     up: Axis
     divided: int = 1
+    span: Span = no_span
     _sent: deque[tuple[Work, Tensor]] = field(default_factory=deque)
 
     def is_first(self, chunk: int) -> bool:
@@ -150,18 +156,20 @@ class Pipeline:
         actions = order_of(self.settings, stage=self.down.index, micro_batches=len(batches))
         for kind, number, chunk in actions:
             if kind == "forward":
-                hidden, out = self._forward(batches[number], chunk)
+                hidden, out = self._forward(batches[number], number, chunk)
                 if self.is_last(chunk):
                     losses.append(out.detach())
                 kept[number, chunk] = hidden, out
                 continue
             hidden, out = kept.pop((number, chunk))
             expect(number == len(batches) - 1)
+            gradient = None
             if self.is_last(chunk):
-                (out * factor).backward()  # type: ignore[no-untyped-call]
+                out = out * factor
             else:
                 gradient = torch.empty_like(out)
                 self.up.recv_from_next(gradient)
+            with self.span("backward", micro_batch=number, chunk=chunk):
                 out.backward(gradient)  # type: ignore[no-untyped-call]
             if hidden is not None:
                 assert hidden.grad is not None
@@ -174,13 +182,13 @@ class Pipeline:
         chunks = range(len(self.layers))
         losses = []
         for _, number, chunk in [forward(n, c) for n in range(len(batches)) for c in chunks]:
-            _, out = self._forward(batches[number], chunk)
+            _, out = self._forward(batches[number], number, chunk)
             if self.is_last(chunk):
                 losses.append(out)
         self._settle(0)
         return losses
 
-    def _forward(self, batch: MicroBatch, chunk: int) -> tuple[Tensor | None, Tensor]:
+    def _forward(self, batch: MicroBatch, number: int, chunk: int) -> tuple[Tensor | None, Tensor]:
         """What came in, and what goes out: hidden states or, at the end, the loss."""
         model = self.model
         parameter = next(model.parameters())
@@ -194,9 +202,10 @@ class Pipeline:
             hidden = torch.empty(shape, dtype=parameter.dtype, device=device)
             self.down.recv_from_previous(hidden)
             hidden.requires_grad_(torch.is_grad_enabled())
-        out: Tensor = model(inputs, doc_ids=doc_ids, hidden=hidden, layers=self.layers[chunk])
-        if self.is_last(chunk):
-            return hidden, model.loss_after(out, batch.targets.to(device))
+        with self.span("forward", micro_batch=number, chunk=chunk):
+            out: Tensor = model(inputs, doc_ids=doc_ids, hidden=hidden, layers=self.layers[chunk])
+            if self.is_last(chunk):
+                return hidden, model.loss_after(out, batch.targets.to(device))
         self._send(self.down.send_to_next, out.detach())
         return hidden, out
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,24 +12,33 @@ from torch import Tensor
 
 from picotron_core.ops import Comm
 from picotron_core.ops.comm import Group, ReduceOp, Work
+from picotron_core.parallel.clock import Stamp
+from picotron_core.parallel.mesh import Mesh
 
 
 @dataclass(slots=True, kw_only=True)
 class Call:
     """One collective of this rank.
 
-    ranks: in its group. moved: bytes that this rank must send at the least, see `bytes_sent`.
-    start_ns, wait_ns, end_ns: by `time.monotonic_ns`: when it was asked for, when this rank began
-        to wait for it, and when it was done; 0 where it has not come so far.
+    axis: of the mesh, where the mesh is known. ranks: in its group. peer: of a send or a recv.
+    size: bytes of its tensor, the larger one where there are two. moved: bytes that this rank must
+        send at the least, see `bytes_sent`.
+    start, wait, end: when it was asked for, when this rank began to wait for it, and when it knew
+        that it was done, by `NotedComm.now`; None where it has not come so far.
+    facts: what else was known of it.
     """
 
     op: str
+    axis: str
     ranks: tuple[int, ...]
     dtype: str
+    size: int
     moved: int
-    start_ns: int
-    wait_ns: int = 0
-    end_ns: int = 0
+    start: Stamp
+    wait: Stamp | None = None
+    end: Stamp | None = None
+    peer: int | None = None
+    facts: Mapping[str, int | str] = field(default_factory=dict)
 
 
 def bytes_sent(op: str, size: int, ranks: int) -> int:
@@ -51,21 +60,35 @@ def bytes_sent(op: str, size: int, ranks: int) -> int:
 class NotedWork:
     work: Work
     call: Call
+    now: Callable[[], Stamp]
 
     def wait(self) -> None:
-        self.call.wait_ns = time.monotonic_ns()
+        self.call.wait = self.now()
         self.work.wait()
-        self.call.end_ns = time.monotonic_ns()
+        self.call.end = self.now()
 
 
 @dataclass(slots=True)
 class NotedComm:
-    """Keeps the contract of `comm` by another's keeping it; `calls` holds what was asked."""
+    """Keeps the contract of `comm` by another's keeping it; `calls` holds what was asked.
+
+    on: whether to note anything. now: nanoseconds of the host, or what else tells the time.
+    facts: what is known of a call that is made now.
+    """
 
     comm: Comm
+    on: bool = True
+    now: Callable[[], Stamp] = time.monotonic_ns
+    facts: Callable[[], Mapping[str, int | str]] = dict
     calls: list[Call] = field(default_factory=list)
     _everyone: tuple[int, ...] = ()
     _groups: list[tuple[Group, tuple[int, ...]]] = field(default_factory=list)
+    _axes: list[tuple[Group, str]] = field(default_factory=list)
+
+    def name_axes(self, mesh: Mesh) -> None:
+        """From here on calls over a group of the mesh bear the name of its axis."""
+        axes = (mesh.dp, mesh.pp, mesh.cp, mesh.tp, mesh.data, mesh.back, mesh.ends, mesh.world)
+        self._axes = [(axis.group, axis.name) for axis in axes if axis.size > 1]
 
     def start(
         self, *, store: Any, rank: int, world_size: int, device: torch.device, timeout_s: float
@@ -87,16 +110,15 @@ class NotedComm:
         self, tensor: Tensor, *, op: ReduceOp = "sum", group: Group = None, async_op: bool = False
     ) -> Work:
         call = self._note("all_reduce", tensor, group)
-        return _noted(
-            self.comm.all_reduce(tensor, op=op, group=group, async_op=async_op), call, async_op
-        )
+        work = self.comm.all_reduce(tensor, op=op, group=group, async_op=async_op)
+        return self._noted(work, call, async_op)
 
     def all_gather_into_tensor(
         self, output: Tensor, tensor: Tensor, *, group: Group = None, async_op: bool = False
     ) -> Work:
         call = self._note("all_gather", output, group)
         work = self.comm.all_gather_into_tensor(output, tensor, group=group, async_op=async_op)
-        return _noted(work, call, async_op)
+        return self._noted(work, call, async_op)
 
     def reduce_scatter_tensor(
         self,
@@ -111,53 +133,59 @@ class NotedComm:
         work = self.comm.reduce_scatter_tensor(
             output, tensor, op=op, group=group, async_op=async_op
         )
-        return _noted(work, call, async_op)
+        return self._noted(work, call, async_op)
 
     def broadcast(
         self, tensor: Tensor, *, src: int, group: Group = None, async_op: bool = False
     ) -> Work:
         call = self._note("broadcast", tensor, group)
         work = self.comm.broadcast(tensor, src=src, group=group, async_op=async_op)
-        return _noted(work, call, async_op)
+        return self._noted(work, call, async_op)
 
     def send(
         self, tensor: Tensor, *, dst: int, group: Group = None, async_op: bool = False
     ) -> Work:
-        call = self._note("send", tensor, group)
-        return _noted(
-            self.comm.send(tensor, dst=dst, group=group, async_op=async_op), call, async_op
-        )
+        call = self._note("send", tensor, group, peer=dst)
+        work = self.comm.send(tensor, dst=dst, group=group, async_op=async_op)
+        return self._noted(work, call, async_op)
 
     def recv(
         self, tensor: Tensor, *, src: int, group: Group = None, async_op: bool = False
     ) -> Work:
-        call = self._note("recv", tensor, group)
-        return _noted(
-            self.comm.recv(tensor, src=src, group=group, async_op=async_op), call, async_op
-        )
+        call = self._note("recv", tensor, group, peer=src)
+        work = self.comm.recv(tensor, src=src, group=group, async_op=async_op)
+        return self._noted(work, call, async_op)
 
     def barrier(self, *, group: Group = None) -> None:
         call = self._note("barrier", torch.empty(0), group)
         self.comm.barrier(group=group)
-        call.end_ns = time.monotonic_ns()
+        if call:
+            call.wait, call.end = call.start, self.now()
 
-    def _note(self, op: str, tensor: Tensor, group: Group) -> Call:
+    def _note(self, op: str, tensor: Tensor, group: Group, peer: int | None = None) -> Call | None:
+        if not self.on:
+            return None
         ranks = self._everyone
         if group is not None:
             ranks = next(ranks for known, ranks in self._groups if known is group)
         call = Call(
             op=op,
+            axis=next((name for known, name in self._axes if known is group), ""),
             ranks=ranks,
             dtype=str(tensor.dtype).removeprefix("torch."),
+            size=tensor.nbytes,
             moved=bytes_sent(op, tensor.nbytes, len(ranks)),
-            start_ns=time.monotonic_ns(),
+            start=self.now(),
+            peer=peer,
+            facts=self.facts(),
         )
         self.calls.append(call)
         return call
 
-
-def _noted(work: Work, call: Call, async_op: bool) -> Work:
-    if async_op:
-        return NotedWork(work, call)
-    call.wait_ns, call.end_ns = call.start_ns, time.monotonic_ns()
-    return work
+    def _noted(self, work: Work, call: Call | None, async_op: bool) -> Work:
+        if call is None:
+            return work
+        if async_op:
+            return NotedWork(work, call, self.now)
+        call.wait, call.end = call.start, self.now()
+        return work

@@ -15,6 +15,7 @@ from picotron_core.errors import ConfigError, RunError
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 POLL_S = 1.0  # how soon a waiting rank hears that another has failed
 FAILED = "failed"
+TURNS = 8  # questions about the time: the quickest answer counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,27 @@ class World:
             self.store.set(f"{key}/all", "read")
         self._wait_for(f"{key}/all")
         return values
+
+    def clock_offset(self, key: str) -> tuple[int, int]:
+        """How far this rank's `time.monotonic_ns` is ahead of the first rank's, and by how much
+        that may be wrong: half of the time from a question to its answer (Cristian 1989,
+        doi:10.1007/BF01784024). All ranks call it alike.
+        """
+        offsets = [(0, 0)] if self.is_first else []  # (error, offset)
+        for rank in range(1, self.size):
+            for turn in range(TURNS):
+                question, answer = f"{key}/{rank}/{turn}/asked", f"{key}/{rank}/{turn}/told"
+                if self.is_first:
+                    self._wait_for(question)
+                    self.store.set(answer, str(time.monotonic_ns()))
+                elif rank == self.rank:
+                    asked = time.monotonic_ns()
+                    self.store.set(question, "")
+                    theirs = int(self._wait_for(answer))
+                    heard = time.monotonic_ns()
+                    offsets.append(((heard - asked) // 2, (heard + asked) // 2 - theirs))
+        error, offset = min(offsets)
+        return offset, error
 
     def fail(self, error: BaseException) -> None:
         """Tell the ranks that wait for this one that it will not come."""

@@ -81,25 +81,51 @@ def test_what_two_ranks_divided_one_resumes_whole(picotron, tiny, tmp_path, run_
     [
         ("--parallel.tp", "2", "--parallel.sequence", "true"),
         ("--parallel.pp", "2", "--train.micro_batch", "2", "--train.accumulation", "2"),
-        ("--parallel.cp", "2", "--data.document_mask", "true"),
+        ("--parallel.cp", "2", "--data.document_mask", "true", "--trace"),
     ],
 )
 def test_two_ranks_with_a_part_each_train_the_run_of_one(
     picotron, tiny, tmp_path, run_ranks, flags
 ):
     more = ("--name", "two", *flags)
-    same = flags[2:] if "--data.document_mask" in flags else ()
+    same = flags[2:4] if "--data.document_mask" in flags else ()
     assert picotron(*command(tiny, tmp_path, "--name", "one", *same)[2:])[0] == 0
     results = run_ranks(command(tiny, tmp_path, *more, "--checkpoint.every", "3"), world_size=2)
     assert [result.returncode for result in results] == [0, 0], results
     for key, rel in (("loss", 1e-5), ("val_loss", 1e-5), ("grad_norm", 1e-4), ("tokens", 0)):
         found, wanted = (losses(tmp_path / name, key) for name in ("two", "one"))
         assert found == pytest.approx(wanted, rel=rel), key
+    if "--trace" in flags:
+        check_ring(picotron, tmp_path / "two")
     middle = str(tmp_path / "two" / "checkpoints" / "step-00000003")
     alone = [f"--parallel.{axis}=1" for axis in ("pp", "cp", "tp")]
     alone += ["--parallel.sequence=false"]
     assert picotron("train", "--resume", middle, *alone)[0] == 0
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+
+
+def check_ring(picotron, run: Path) -> None:
+    """In each of two layers, forward and backward, a rank has its own keys first, then the
+    other's, which were on their way meanwhile.
+    """
+    sent = 2 * 4 * 2 * 16 * 8 * 4  # k and v of a micro-batch: K 2, T/cp 16, D 8, float32
+    for rank in (0, 1):
+        events = json.loads((run / "trace" / f"rank-000{rank}.json").read_text())["traceEvents"]
+        step = [event for event in events if event["args"].get("step") == 3]
+        turns = [event["args"] for event in step if event["name"] == "ring"]
+        assert [(turn["turn"], turn["block"]) for turn in turns] == [(0, rank), (1, 1 - rank)] * 4
+        ways = [(turn["direction"], turn.get("layer")) for turn in turns]
+        assert ways == [("forward", 0)] * 2 + [("forward", 1)] * 2 + [("backward", None)] * 4
+        calls = [event["args"] for event in step if event["name"] == "send"]
+        # then the keys once more, and their gradients by every rank, the last of them home
+        assert [call["bytes"] for call in calls] == [sent] * 2 + [sent] * 3 * 2
+        assert {call["axis"] for call in calls} == {"cp"}
+        attended = [e for e in step if e["name"] == "attention" and "turn" in e["args"]]
+        assert {event["args"]["block"] for event in attended} == {0, 1}
+    code, out, err = picotron("trace", str(run))
+    assert (code, err) == (0, "")
+    assert "ring.png" in out
+    assert (run / "trace" / "ring.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(
