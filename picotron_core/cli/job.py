@@ -304,7 +304,8 @@ def _refuse_other_order(manifest: Manifest, config: Config, world: World) -> Non
 
 
 def _replicas(config: Config, world: World) -> int:
-    return data_parallel_degree(world.size, pp=config.parallel.pp, tp=config.parallel.tp)
+    degrees = config.parallel
+    return data_parallel_degree(world.size, pp=degrees.pp, cp=degrees.cp, tp=degrees.tp)
 
 
 def _restore(state: TrainState, checkpoint: Checkpoint, selections: tuple[Selection, ...]) -> None:
