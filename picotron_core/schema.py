@@ -160,6 +160,11 @@ class Run(Section):
 
     dir: str = Field("runs", description="The folder that run folders are made in.")
     name: str = Field("", description="The run's folder; nothing means one from the date.")
+    resume: bool = Field(
+        False,
+        description="Go on with the run of this name if there is one: for a job that is started "
+        "again.",
+    )
     device: str = Field(
         "auto",
         description="auto, cpu, cuda, or a card to simulate: its choices on the device that is "

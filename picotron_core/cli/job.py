@@ -124,6 +124,7 @@ def prepare_job(
     asked = training_requests(settings, draft, device, precision.compute, world.size)
     select(settings, registry, asked)
 
+    resume = resume or _begun(config, world)
     run = resume[0] if resume else _new_run(config, world)
     started: Comm | None = None
     try:
@@ -185,15 +186,14 @@ def prepare_job(
         if found:
             _restore(state, found, selections)
         if world.is_first:
-            if resume:
-                run_directory.rewind_metrics(run, state.step)
+            run_directory.rewind_metrics(run, state.step)
             _write_down(run, config, tokens, selections, device)
         rate = matrix_product_rate(dtype, place)
         view.present(tokens, architecture, selections, run, rate)
     except BaseException:
         if started:
             started.stop()
-        if resume is None and world.is_first:
+        if resume is None and world.is_first and not config.run.resume:
             with suppress(OSError):  # not empty: something worth keeping was written
                 run.path.rmdir()
         raise
@@ -214,12 +214,25 @@ def prepare_job(
     )
 
 
+def _begun(config: Config, world: World) -> tuple[RunDirectory, Path] | None:
+    """The run that `run.resume` means, if it has saved something; by the first rank's eyes, for a
+    network disk may show others an older state.
+    """
+    if not config.run.resume:
+        return None
+    if not config.run.name:
+        raise ConfigError("run.resume goes on with the run of a name: give it by --run.name.")
+    path = Path(config.run.dir).expanduser() / config.run.name
+    saved = world.share("begun", lambda: str(any(path.glob("checkpoints/step-*"))))
+    return (RunDirectory(path), path) if saved == "True" else None
+
+
 def _new_run(config: Config, world: World) -> RunDirectory:
-    path = world.share(
-        "run",
-        lambda: str(run_directory.create(Path(config.run.dir).expanduser(), config.run.name).path),
-    )
-    return RunDirectory(Path(path))
+    def make() -> str:
+        parent = Path(config.run.dir).expanduser()
+        return str(run_directory.create(parent, config.run.name, again=config.run.resume).path)
+
+    return RunDirectory(Path(world.share("run", make)))
 
 
 def _prepare_tokens(config: Config, world: World, view: View) -> Tokens:

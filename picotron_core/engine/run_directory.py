@@ -12,17 +12,18 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tomli_w
-import torch
 
-from picotron_core.engine.metrics import Record
 from picotron_core.errors import ConfigError, DamagedFileError, RunError
 from picotron_core.files import replace_text
 from picotron_core.hardware import Device
 from picotron_core.registry import Selection
 from picotron_core.schema import Config
+
+if TYPE_CHECKING:  # reading a run must not wait for torch
+    from picotron_core.engine.metrics import Record
 
 DEPENDENCIES = ("torch", "transformers", "tokenizers", "safetensors", "pluggy", "numpy", "picotron")
 
@@ -58,8 +59,11 @@ class RunDirectory:
         return self.path / "loss.png"
 
 
-def create(parent: Path, name: str) -> RunDirectory:
+def create(parent: Path, name: str, *, again: bool = False) -> RunDirectory:
     """Make a new folder for a run: `name`, or `name-2` and so on, for a run is never overwritten.
+
+    Args:
+        again: take the folder of this name where there is one: an earlier start of the same run.
 
     Raises: RunError where it cannot be written.
     """
@@ -72,7 +76,7 @@ def create(parent: Path, name: str) -> RunDirectory:
     while True:
         path = parent / (name if number == 1 else f"{name}-{number}")
         try:
-            path.mkdir(parents=True)
+            path.mkdir(parents=True, exist_ok=again)
             return RunDirectory(path)
         except FileExistsError:
             if not parent.is_dir():
@@ -123,6 +127,8 @@ def selection_record(selection: Selection) -> dict[str, Any]:
 
 def environment_record(device: Device) -> dict[str, Any]:
     """The machine and the software of a run."""
+    import torch
+
     return {
         "device": asdict(device),
         "python": platform.python_version(),

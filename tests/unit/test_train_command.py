@@ -188,6 +188,23 @@ def test_auto_resumes_a_run_that_has_a_checkpoint(trained, picotron, tiny):
     assert "runs/first" in out
 
 
+def test_a_run_of_a_name_begins_or_goes_on(picotron, tiny, tmp_path):
+    command = ("train", *tiny, "--run.resume", "true", "--train.steps")
+    code, _, err = picotron(*command, "2")
+    assert code == 2
+    assert "give it by --run.name" in err
+    run = tmp_path / "runs" / "again"
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").write_text('{"step": 5}\n')  # of a start that saved nothing
+    assert picotron(*command, "2", "--name", "again")[0] == 0
+    assert metrics(run, "step") == [1, 2, 2]  # the last is the evaluation
+    code, out, _ = picotron(*command, "3", "--name", "again")
+    assert code == 0
+    assert "resumed from" in out
+    assert metrics(run, "step") == [1, 2, 2, 3, 3]
+    assert [path.name for path in run.parent.iterdir()] == ["again"]
+
+
 def test_the_picture_holds_the_last_evaluation(picotron, tiny, tmp_path):
     """The run ends on a checkpoint and an evaluation at once: the picture comes after both."""
     steps = ("--train.steps", "4", "--checkpoint.every", "4", "--train.eval_every", "4")
