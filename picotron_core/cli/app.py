@@ -9,6 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from picotron_core import __version__
+from picotron_core.cli.options import (
+    SETTINGS_HELP,
+    WITH_SETTINGS,
+    Backends,
+    Data,
+    Device,
+    Plugins,
+    shorthands,
+    split,
+)
+from picotron_core.cli.slurm.commands import app as slurm
 from picotron_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,24 +34,12 @@ app = typer.Typer(
     help="Train LLMs on the hardware you have. --debug shows the traceback of an error.",
     epilog="Start with: picotron train",
 )
-# Settings (--train.steps 200) are no options of typer's: `_settings` reads them from the rest.
-WITH_SETTINGS = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
-SETTINGS_HELP = "Every setting is a flag: --train.steps 200. `picotron config` lists them all."
 
 Rest = Annotated[
     list[str] | None, typer.Argument(metavar="CONFIG.toml", show_default=False, help="A config.")
 ]
-Backends = Annotated[
-    str, typer.Option(help="Backends by op: 'attention=sdpa,mem_efficient;*=auto', or one name.")
-]
-Device = Annotated[
-    str,
-    typer.Option(help="auto, cpu, cuda, or a card to simulate (t4, p100@cu130): --run.device."),
-]
-Plugins = Annotated[
-    list[str] | None,
-    typer.Option("--plugin", help="Enable an installed plugin; may be repeated."),
-]
+
+app.add_typer(slurm, name="slurm")
 
 
 @app.callback(invoke_without_command=True)
@@ -55,10 +54,7 @@ def _version(
 @app.command(context_settings=WITH_SETTINGS, epilog=SETTINGS_HELP)
 def train(
     rest: Rest = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(help="Text files, a folder, JSONL, Parquet or a dataset name; repeatable."),
-    ] = None,
+    data: Data = None,
     resume: Annotated[
         str | None, typer.Option(help="Continue a run: its folder, or auto for the newest.")
     ] = None,
@@ -78,11 +74,10 @@ def train(
     from picotron_core.cli.launch import launch, without_nproc
     from picotron_core.cli.train import run_training
 
-    shorthands = [("data.paths", path) for path in data or []]
-    shorthands += [("run.name", name)] if name else []
-    shorthands += [("run.trace", "2")] if trace else []
     config, overrides = _split(rest)
-    overrides = [*_shorthands(plugin, device), *shorthands, *overrides]
+    named = [("run.name", name)] if name else []
+    named += [("run.trace", "2")] if trace else []
+    overrides = [*shorthands(plugin, device, data), *named, *overrides]
     if resume is None:
         settings, found = _settings(config, overrides, backends=backends), None
     elif config is not None:
@@ -117,7 +112,7 @@ def generate(
     from picotron_core.cli.generate import open_run, write_text
 
     directory, checkpoint = open_run(run)
-    settings = _settings(directory.config, _shorthands(plugin, device), backends=backends)
+    settings = _settings(directory.config, shorthands(plugin, device), backends=backends)
     write_text(
         settings,
         directory,
@@ -207,7 +202,7 @@ def backends(
     from picotron_core.cli.backends import list_backends
 
     config, overrides = _split(rest)
-    overrides = [*_shorthands(plugin, device), *overrides]
+    overrides = [*shorthands(plugin, device), *overrides]
     return list_backends(_settings(config, overrides, backends=backends), as_json=json)
 
 
@@ -225,7 +220,7 @@ def doctor(
 
     # Not by `_settings`: it stops at a CPU that cannot import torch, which is for us to say.
     config, overrides = _split(rest)
-    overrides = [*_shorthands(plugin, device), *overrides]
+    overrides = [*shorthands(plugin, device), *overrides]
     return run_doctor(load_settings(config, overrides, backends=backends), as_json=json)
 
 
@@ -252,7 +247,7 @@ def plan(
     from picotron_core.cli.plan import plan as run_plan
 
     config, overrides = _split(rest)
-    overrides = [*_shorthands(plugin, device), *overrides]
+    overrides = [*shorthands(plugin, device), *overrides]
     settings = _settings(config, overrides, backends=backends)
     return run_plan(settings, nproc=nproc, as_json=json)
 
@@ -322,30 +317,9 @@ def _settings(
     return load_settings(path, overrides, backends=backends)
 
 
-def _shorthands(plugins: list[str] | None, device: str) -> list[tuple[str, str]]:
-    enabled = [("plugins.enable", name) for name in plugins or []]
-    return [*enabled, ("run.device", device)] if device else enabled
-
-
 def _split(rest: list[str] | None) -> tuple[Path | None, list[tuple[str, str]]]:
-    """Arguments that are no options of typer's -> the config file and the settings."""
-    path: Path | None = None
-    overrides = []
-    words = iter(rest or [])
-    for word in words:
-        if word.startswith("--"):
-            key, equals, value = word[2:].partition("=")
-            given = value if equals else next(words, None)
-            if given is None:
-                raise ConfigError(f"--{key} needs a value: --{key} VALUE.")
-            overrides.append((key, given))
-        elif not word.endswith(".toml"):
-            raise ConfigError(
-                f"{word!r} is no .toml config. For several data files repeat the flag: "
-                "--data FILE --data FILE, or name their folder."
-            )
-        elif path is None:
-            path = Path(word)
-        else:
-            raise ConfigError(f"Two config files, {path} and {word}: give one.")
-    return path, overrides
+    """The one config file, and the settings."""
+    paths, overrides = split(rest)
+    if len(paths) > 1:
+        raise ConfigError(f"Two config files, {paths[0]} and {paths[1]}: give one.")
+    return paths[0] if paths else None, overrides

@@ -1,0 +1,1 @@
+"""`picotron slurm`: runs as jobs of a cluster that Slurm schedules."""
