@@ -29,7 +29,7 @@ def test_help_imports_nothing_heavy(arguments):
 def test_a_wrong_command_or_option_is_a_usage_error(picotron):
     code, _, err = picotron("trian")
     assert code == 2
-    assert "Did you mean 'train'?" in err
+    assert "Did you mean 'train'" in err
     assert picotron("generate")[0] == 2
     code, _, err = picotron("train", "--train.steps")
     assert (code, err) == (2, "error: --train.steps needs a value: --train.steps VALUE.\n")
