@@ -7,7 +7,7 @@ https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from picotron_core.parallel.clock import Stamp
@@ -52,15 +52,18 @@ def entries_of(
         }
 
     lanes = {COMPUTE: [entry(e.name, e.kind, e.start, e.end, dict(e.facts)) for e in events]}
+    busy: dict[str, float] = {}  # lane -> until when
     for call in sorted(calls, key=lambda call: us(call.start)):
         mine = [entry(call.op, "comm", call.start, call.end, _facts(call, us))]
         if call.wait is not None:
             facts = {"op": call.op, "axis": call.axis}
             mine.append(entry("wait", "wait", call.wait, call.end, facts))
-        lanes.setdefault(_free_lane(lanes, call.axis or "other", mine[0]), []).extend(mine)
+        lane = _free_lane(busy, call.axis, us(call.start))
+        busy[lane] = last if call.end is None else us(call.end)
+        lanes.setdefault(lane, []).extend(mine)
 
     found = [_name("process", rank, 0, title), _order("process", rank, 0, rank)]
-    for thread, lane in enumerate(sorted(lanes, key=_rank_of_lane)):
+    for thread, lane in enumerate(sorted(lanes, key=_order_of_lane)):
         found += [_name("thread", rank, thread, lane), _order("thread", rank, thread, thread)]
         found += [{**one, "tid": thread} for one in lanes[lane]]
     return found
@@ -80,19 +83,19 @@ def _facts(call: Call, us: Callable[[Stamp], float]) -> Entry:
     }
 
 
-def _free_lane(lanes: dict[str, list[Entry]], axis: str, call: Entry) -> str:
+def _free_lane(busy: Mapping[str, float], axis: str, start: float) -> str:
     """The axis' own lane, or where another call is still under way there its next: what overlaps on
     one thread without lying within each other cannot be drawn.
     """
     number = 1
     while True:
         lane = axis if number == 1 else f"{axis} {number}"
-        if all(one["ts"] + one["dur"] <= call["ts"] for one in lanes.get(lane, [])):
+        if busy.get(lane, start) <= start:
             return lane
         number += 1
 
 
-def _rank_of_lane(lane: str) -> tuple[int, int]:
+def _order_of_lane(lane: str) -> tuple[int, int]:
     axis, _, number = lane.partition(" ")
     return LANES.index(axis), int(number or 1)
 

@@ -20,7 +20,8 @@ from picotron_core.parallel.mesh import Mesh
 class Call:
     """One collective of this rank.
 
-    axis: of the mesh, where the mesh is known. ranks: in its group. peer: of a send or a recv.
+    axis: of the mesh, where `name_axes` has told; else other.
+    ranks: in its group. peer: of a send or a recv.
     size: bytes of its tensor, the larger one where there are two. moved: bytes that this rank must
         send at the least, see `bytes_sent`.
     start, wait, end: when it was asked for, when this rank began to wait for it, and when it knew
@@ -170,7 +171,7 @@ class NotedComm:
             ranks = next(ranks for known, ranks in self._groups if known is group)
         call = Call(
             op=op,
-            axis=next((name for known, name in self._axes if known is group), ""),
+            axis=next((name for known, name in self._axes if known is group), "other"),
             ranks=ranks,
             dtype=str(tensor.dtype).removeprefix("torch."),
             size=tensor.nbytes,
