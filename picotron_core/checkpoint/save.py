@@ -108,8 +108,9 @@ class Saver:
         self._snapshot = Snapshot()
         self._flight: Flight | None = None
         self._tried, self._why = 0, ""
-        self._run = self.world.share("saver", lambda: uuid.uuid4().hex[:8])
-        machines = self.world.gather("machine", socket.gethostname())
+        self._key = f"saver/{checkpoints}"  # of what this saver's ranks say to each other
+        self._run = self.world.share(f"{self._key}/run", lambda: uuid.uuid4().hex[:8])
+        machines = self.world.gather(f"{self._key}/machine", socket.gethostname())
         self._ranks_here = machines.count(machines[self.world.rank])
         if self.world.is_first:
             sweep(self.disk, checkpoints)
@@ -217,7 +218,7 @@ class Saver:
         """All ranks are done with what they did: hear how it went."""
         answer, why = flight.task.outcome()
         stage = "commit" if flight.committing else "write"
-        told = self.world.gather(f"save/{flight.number}/{stage}", f"{why}\n{answer}")
+        told = self.world.gather(f"{self._key}/{flight.number}/{stage}", f"{why}\n{answer}")
         wrong = [(rank, text) for rank, text in enumerate(told) if not text.startswith("\n")]
         if wrong:
             rank, text = wrong[0]
