@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from weakref import proxy
 
 import torch
 from torch import Tensor, nn
@@ -122,23 +123,26 @@ class Gradients:
     def _hook(self, name: str, number: int) -> Callable[[Tensor], None]:
         bucket = self._buckets[number]
         start, stop = bucket.spans[name]
+        # Python does not see through the tensor that keeps the hook: if that kept the parameters in
+        # turn, by way of `_on_full`, none of them would ever be freed.
+        mine = proxy(self)
 
         def take(parameter: Tensor) -> None:
             gradient, parameter.grad = parameter.grad, None
             assert gradient is not None
-            buffer = self._buffers[number]
+            buffer = mine._buffers[number]
             if buffer is None and gradient.dtype == torch.float32 and stop - start == bucket.size:
-                self._buffers[number] = gradient.reshape(-1)  # nothing to add it to
+                mine._buffers[number] = gradient.reshape(-1)  # nothing to add it to
             else:
                 if buffer is None:
                     buffer = torch.zeros(bucket.size, dtype=torch.float32, device=gradient.device)
-                    self._buffers[number] = buffer
+                    mine._buffers[number] = buffer
                 buffer[start:stop].view(gradient.shape).add_(gradient)
-            if self.last and name in self._shared:
-                self._came.add(name)
-            elif self.last:
-                self._missing[number].discard(name)
-                self._hand_on()
+            if mine.last and name in mine._shared:
+                mine._came.add(name)
+            elif mine.last:
+                mine._missing[number].discard(name)
+                mine._hand_on()
 
         return take
 
