@@ -199,5 +199,6 @@ def _update(
                 step=state.step + 1,
                 hyper=hyper,
             )
+    gradients.clear()  # or they would be there beside the copies that `publish` sends
     state.weights.drop_gradients()
     state.weights.publish()

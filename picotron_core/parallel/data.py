@@ -99,7 +99,7 @@ class Replicas:
         self._gradients = Gradients(
             self.parameters, self.buckets, self._sum_over_ranks, shared or {}
         )
-        self._on_their_way: list[tuple[Work, Tensor, Tensor]] = []
+        self._on_their_way: list[tuple[Work, Tensor]] = []
 
     def expect(self, *, last: bool) -> None:
         self._gradients.last = last
@@ -107,15 +107,16 @@ class Replicas:
     def _sum_over_ranks(self, _: int, buffer: Tensor) -> None:
         sent = buffer.to(self.reduce)  # float32: the buffer itself
         # in backward: all_reduce(sum) over dp and cp
-        self._on_their_way.append((self.axis.all_reduce(sent, async_op=True), sent, buffer))
+        self._on_their_way.append((self.axis.all_reduce(sent, async_op=True), sent))
 
     def gradients(self) -> dict[str, Tensor]:
         self._gradients.finish()
         found: dict[str, Tensor] = {}
-        for bucket, (work, sent, buffer) in zip(self.buckets, self._on_their_way, strict=True):
+        assert len(self._on_their_way) == len(self.buckets)
+        for bucket in self.buckets:
+            work, sent = self._on_their_way.pop(0)
             work.wait()
-            if sent is not buffer:
-                buffer.copy_(sent)
+            buffer = sent.float()  # as it was sent, it goes
             for name, (start, stop) in bucket.spans.items():
                 found[name] = buffer[start:stop].view(self.masters[name].shape)
         return {name: found[name] for name in self.masters}
