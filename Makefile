@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check conformance meta parity bench format clean
+.PHONY: demo test check conformance meta parity failures bench format clean
 
 demo: .venv/run  ## train a small model on the Python standard library, and read what it writes
 	$(BIN)/picotron train examples/demo.toml
@@ -30,6 +30,9 @@ meta: .venv/dev  ## the suite against all wrong and right kernels: about an hour
 
 parity: .venv/dev  ## every layout of up to eight ranks against the run of one process: some hours
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/distributed/test_layouts.py --all-layouts
+
+failures: .venv/dev  ## a rank killed, stopped or raising, wherever it may be: a quarter of an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/reliability/test_ranks_that_fail.py --every-failure
 
 bench: .venv/dev  ## benchmarks: compare numbers of one run only
 	$(BIN)/python -m pytest -q benchmarks/bench_*.py --benchmark-enable --benchmark-only

@@ -37,6 +37,10 @@ class RunError(PicotronError):
     """A run that had started cannot go on."""
 
 
+class LostRankError(RunError):
+    """Another rank is gone, and this one can but say so."""
+
+
 class NotFiniteError(RunError):
     """A loss or gradient is infinite or NaN. The update was not made: the state is whole."""
 

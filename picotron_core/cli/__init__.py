@@ -27,7 +27,7 @@ def main() -> None:
     except PicotronError as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", *getattr(error, "__notes__", ()), file=sys.stderr)
         code = error.exit_code
     except BrokenPipeError:  # whoever read our output has seen enough, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -151,22 +151,24 @@ def prepare_job(
         if steps := config.run.trace:
             trace = Trace(run.traces, world, steps=steps, device=place)
             ops = trace.watch_ops(ops)
-        ops.comm.start(
-            store=world.store,
-            rank=world.rank,
-            world_size=world.size,
-            device=place,
-            timeout_s=config.run.timeout_s,
-        )
-        started = ops.comm
-        mesh = make_mesh(
-            ops.comm,
-            rank=world.rank,
-            world_size=world.size,
-            pp=config.parallel.pp,
-            cp=config.parallel.cp,
-            tp=config.parallel.tp,
-        )
+        with world.watchdog.waiting("the forming of groups"):
+            ops.comm.start(
+                store=world.store,
+                rank=world.rank,
+                world_size=world.size,
+                device=place,
+                timeout_s=config.run.timeout_s,
+            )
+            started = ops.comm
+            mesh = make_mesh(
+                ops.comm,
+                rank=world.rank,
+                world_size=world.size,
+                pp=config.parallel.pp,
+                cp=config.parallel.cp,
+                tp=config.parallel.tp,
+                watchdog=world.watchdog,
+            )
         model = _model(config, architecture, ops)
         reduce = getattr(torch, precision.reduce)
         weights, layout = parallelize(
@@ -191,7 +193,7 @@ def prepare_job(
         rate = matrix_product_rate(dtype, place)
         view.present(tokens, architecture, selections, run, rate)
     except BaseException:
-        if started:
+        if started and world.size == 1:  # among others it may wait for them
             started.stop()
         if resume is None and world.is_first and not config.run.resume:
             with suppress(OSError):  # not empty: something worth keeping was written

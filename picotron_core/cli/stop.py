@@ -37,11 +37,13 @@ class Stop:
 
 
 @contextmanager
-def listening(stop: Stop, *, quiet: bool) -> Iterator[None]:
+def listening(stop: Stop, *, quiet: bool, ranks: int = 1) -> Iterator[None]:
     """Note signals in `stop` while this lasts. Ctrl-C pressed twice quits at once.
 
     Args:
         quiet: say nothing: another rank does.
+        ranks: of several, one that leaves by an error has a word to say first: a launcher that has
+            seen another die sends them SIGTERM.
     """
 
     def on_signal(number: int, _: FrameType | None) -> None:
@@ -59,6 +61,10 @@ def listening(stop: Stop, *, quiet: bool) -> Iterator[None]:
     former = {number: signal.signal(number, on_signal) for number in SIGNALS}
     try:
         yield
+    except BaseException:
+        if ranks > 1:
+            former[signal.SIGTERM] = signal.SIG_IGN
+        raise
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)

@@ -42,18 +42,19 @@ def run_training(settings: Settings, *, resume: tuple[RunDirectory, Path] | None
     """
     stop = Stop(limit_s=seconds_of(settings.config.run.time_limit))
     world = join(timeout_s=settings.config.run.timeout_s)
+    job: Job | None = None
     with open_view(settings.config, world) as view:
         try:
             with _memory_errors_explained(settings):
                 job = prepare_job(settings, resume, world, view)
-        except BaseException as error:
-            world.fail(error)
-            raise
-        try:
-            with _memory_errors_explained(settings):
                 code = _train(job, view, stop)
-        finally:
-            job.ops.comm.stop()
+            world.leave()
+        except BaseException as error:
+            world.watchdog.fail(error)  # before anything that may wait for the others
+            if job and world.size == 1:
+                job.ops.comm.stop()
+            raise
+        job.ops.comm.stop()
     if not world.is_first:
         return code
     if code:
@@ -117,7 +118,7 @@ def _loop(job: Job, view: View, stop: Stop, saver: Saver) -> int:
         records = job.trace.recorded(records, left=job.config.train.steps - job.state.step)
     with (
         breadcrumb(job.quarantine, job.used),
-        listening(stop, quiet=not job.world.is_first),
+        listening(stop, quiet=not job.world.is_first, ranks=job.world.size),
         _saved_if_not_finite(job, saver),
     ):
         for of_this_step in records:
@@ -201,6 +202,8 @@ def _saved_if_not_finite(job: Job, saver: Saver) -> Iterator[None]:
 
 def _save(job: Job, saver: Saver) -> None:
     """Save, and wait for it."""
+    patience_s = job.world.timeout_s
+    job.world.watchdog.enter(f"the save of step {job.state.step}", patience_s=patience_s)
     saver.finish()
     if saver.saved != job.state.step:
         saver.save()

@@ -53,6 +53,7 @@ def train(
         start = time.perf_counter()
         lr = learning_rate(state.step + 1, settings)
         batches = _batches(state, config, tokens, sampler)
+        world.watchdog.enter(f"step {state.step + 1}")
         with span("step", step=state.step + 1):
             result = train_step(state, batches, ops, lr=lr, train=settings, span=span)
         scale = state.loss_scale
@@ -79,6 +80,7 @@ def train(
             continue
         last = state.step == settings.steps
         if last or (settings.eval_every and state.step % settings.eval_every == 0):
+            world.watchdog.enter(f"the evaluation after step {state.step}")
             with span("evaluation"):
                 evaluation = _evaluation(state, config, tokens)
             yield record, evaluation

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial, wraps
 from math import prod
+from typing import Concatenate, ParamSpec
 
 import torch
 from torch import Tensor
@@ -13,10 +15,13 @@ from torch.distributed import is_available
 from picotron_core.errors import ConfigError
 from picotron_core.ops import Comm
 from picotron_core.ops.comm import Group, ReduceOp, Work
+from picotron_core.parallel.watchdog import Watchdog
 
 # The last changes fastest: tp speaks most, so its ranks are neighbours, in one machine if they can
 # be; dp speaks once a step, and may cross machines.
 AXES = ("dp", "pp", "cp", "tp")
+
+P = ParamSpec("P")
 
 
 class Done:
@@ -36,6 +41,32 @@ class Both:
         self.other.wait()
 
 
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A collective under way, whose failing names the rank that is missing."""
+
+    work: Work
+    what: str
+    watchdog: Watchdog
+
+    def wait(self) -> None:
+        with self.watchdog.waiting(self.what):
+            self.work.wait()
+
+
+def _watched(say: Callable[Concatenate[Axis, P], Work]) -> Callable[Concatenate[Axis, P], Work]:
+    """Whoever waits in it, or for it, is known to be in "all_reduce over dp"."""
+
+    @wraps(say)
+    def watched(axis: Axis, /, *args: P.args, **kwargs: P.kwargs) -> Work:
+        what = f"{say.__name__} over {axis.name}"
+        with axis.watchdog.waiting(what):
+            work = say(axis, *args, **kwargs)
+        return Watched(work, what, axis.watchdog)
+
+    return watched
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
     """The ranks that this one speaks with along an axis.
@@ -48,6 +79,7 @@ class Axis:
     index: int
     comm: Comm = field(repr=False)
     group: Group = field(default=None, repr=False)
+    watchdog: Watchdog = field(default_factory=Watchdog, repr=False)
 
     @property
     def size(self) -> int:
@@ -57,12 +89,14 @@ class Axis:
     def is_first(self) -> bool:
         return self.index == 0
 
+    @_watched
     def all_reduce(self, tensor: Tensor, *, op: ReduceOp = "sum", async_op: bool = False) -> Work:
         """In place: tensor <- op over the axis."""
         if self.size == 1:
             return Done()
         return self.comm.all_reduce(tensor, op=op, group=self.group, async_op=async_op)
 
+    @_watched
     def all_gather(self, output: Tensor, tensor: Tensor, *, async_op: bool = False) -> Work:
         """output (size * n, ...) <- the ranks' tensors (n, ...), in the order of the axis."""
         if self.size == 1:
@@ -70,6 +104,7 @@ class Axis:
             return Done()
         return self.comm.all_gather_into_tensor(output, tensor, group=self.group, async_op=async_op)
 
+    @_watched
     def reduce_scatter(self, output: Tensor, tensor: Tensor, *, async_op: bool = False) -> Work:
         """output (n, ...) <- this rank's slice of the sum of tensor (size * n, ...)."""
         if self.size == 1:
@@ -77,11 +112,15 @@ class Axis:
             return Done()
         return self.comm.reduce_scatter_tensor(output, tensor, group=self.group, async_op=async_op)
 
-    def broadcast(self, tensor: Tensor, index: int) -> None:
+    @_watched
+    def broadcast(self, tensor: Tensor, index: int) -> Work:
         """In place: tensor <- that of the rank at `index` of the axis."""
-        if self.size > 1:
-            self.comm.broadcast(tensor, src=self.ranks[index], group=self.group)
+        if self.size == 1:
+            return Done()
+        return self.comm.broadcast(tensor, src=self.ranks[index], group=self.group)
 
+    @_watched
+    @_watched
     def pass_on(self, tensor: Tensor, coming: Tensor) -> Work:
         """tensor to the next rank, the first after the last, and coming <- the previous one's.
 
@@ -100,21 +139,25 @@ class Axis:
             return Both(receive(), send())
         return Both(send(), receive())
 
+    @_watched
     def send_to_next(self, tensor: Tensor) -> Work:
         """To the next rank, the first after the last; in flight until waited for."""
         peer = self.ranks[(self.index + 1) % self.size]
         return self.comm.send(tensor, dst=peer, group=self.group, async_op=True)
 
-    def recv_from_previous(self, tensor: Tensor) -> None:
-        self.comm.recv(tensor, src=self.ranks[self.index - 1], group=self.group)
+    @_watched
+    def recv_from_previous(self, tensor: Tensor) -> Work:
+        return self.comm.recv(tensor, src=self.ranks[self.index - 1], group=self.group)
 
+    @_watched
     def send_to_previous(self, tensor: Tensor) -> Work:
         peer = self.ranks[self.index - 1]
         return self.comm.send(tensor, dst=peer, group=self.group, async_op=True)
 
-    def recv_from_next(self, tensor: Tensor) -> None:
+    @_watched
+    def recv_from_next(self, tensor: Tensor) -> Work:
         peer = self.ranks[(self.index + 1) % self.size]
-        self.comm.recv(tensor, src=peer, group=self.group)
+        return self.comm.recv(tensor, src=peer, group=self.group)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,24 +186,38 @@ class Mesh:
 
 
 def make_mesh(
-    comm: Comm, *, rank: int, world_size: int, pp: int = 1, cp: int = 1, tp: int = 1
+    comm: Comm,
+    *,
+    rank: int,
+    world_size: int,
+    pp: int = 1,
+    cp: int = 1,
+    tp: int = 1,
+    watchdog: Watchdog | None = None,
 ) -> Mesh:
     """Lay the ranks out and form the groups; `comm` has started. Every rank calls it alike.
 
     dp is what the other degrees leave. Rank r is at ((dp * PP + pp) * CP + cp) * TP + tp.
 
+    Args:
+        watchdog: told of every wait, and asked about every error.
+
     Raises: ConfigError where the degrees do not divide the world.
     """
     dp = data_parallel_degree(world_size, pp=pp, cp=cp, tp=tp)
     grid = torch.arange(world_size).view(dp, pp, cp, tp)
-    axes = {name: _axis(name, (name,), grid, comm, rank) for name in AXES}
-    data = _axis("data", ("dp", "cp"), grid, comm, rank) if cp > 1 else axes["dp"]
-    back = _axis("back", ("pp",), grid, comm, rank) if pp > 1 else axes["pp"]
-    ends = _axis("ends", ("pp",), grid[:, [0, -1]], comm, rank) if pp > 2 else axes["pp"]
+    watchdog = watchdog or Watchdog()
+    axis = partial(_axis, comm=comm, rank=rank, watchdog=watchdog)
+    axes = {name: axis(name, (name,), grid) for name in AXES}
     ranks = tuple(range(world_size))
-    world = Axis(name="world", ranks=ranks, index=rank, comm=comm)  # group None: all ranks
     return Mesh(
-        **axes, data=data, back=back, ends=ends, world=world, device_mesh=_device_mesh(axes, grid)
+        **axes,
+        data=axis("data", ("dp", "cp"), grid) if cp > 1 else axes["dp"],
+        back=axis("back", ("pp",), grid) if pp > 1 else axes["pp"],
+        ends=axis("ends", ("pp",), grid[:, [0, -1]]) if pp > 2 else axes["pp"],
+        # group None: all ranks
+        world=Axis(name="world", ranks=ranks, index=rank, comm=comm, watchdog=watchdog),
+        device_mesh=_device_mesh(axes, grid),
     )
 
 
@@ -180,7 +237,15 @@ def data_parallel_degree(world_size: int, *, pp: int = 1, cp: int = 1, tp: int =
     return world_size // model
 
 
-def _axis(name: str, along: Sequence[str], grid: Tensor, comm: Comm, rank: int) -> Axis:
+def _axis(
+    name: str,
+    along: Sequence[str],
+    grid: Tensor,
+    *,
+    comm: Comm,
+    rank: int,
+    watchdog: Watchdog,
+) -> Axis:
     """Every rank makes all groups of an axis, in the same order, and keeps its own."""
     moving = [AXES.index(axis) for axis in along]
     fixed = [dim for dim in range(grid.ndim) if dim not in moving]
@@ -192,7 +257,14 @@ def _axis(name: str, along: Sequence[str], grid: Tensor, comm: Comm, rank: int) 
         made = comm.new_group(row) if size > 1 else None
         if rank in row:
             mine, group = tuple(row), made
-    return Axis(name=name, ranks=mine, index=mine.index(rank), comm=comm, group=group)
+    return Axis(
+        name=name,
+        ranks=mine,
+        index=mine.index(rank),
+        comm=comm,
+        group=group,
+        watchdog=watchdog,
+    )
 
 
 def _device_mesh(axes: dict[str, Axis], grid: Tensor) -> object | None:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from picotron_core.errors import ConfigError, RunError
+from picotron_core.errors import ConfigError, LostRankError, RunError
+from picotron_core.parallel.watchdog import Watchdog
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-POLL_S = 1.0  # how soon a waiting rank hears that another has failed
-FAILED = "failed"
+POLL_S = 0.5  # the longest between two looks for another rank's word
 TURNS = 8  # questions about the time: the quickest answer counts
 
 
@@ -27,6 +26,7 @@ class World:
     local_rank: int = 0
     timeout_s: float = 600.0
     store: Any = field(default=None, repr=False)
+    watchdog: Watchdog = field(default_factory=Watchdog, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -45,12 +45,13 @@ class World:
         """Every rank's value, in rank order."""
         if self.size == 1:
             return [value]
-        self.store.set(f"{key}/{self.rank}", value)
-        values = [self._wait_for(f"{key}/{rank}") for rank in range(self.size)]
-        # Rank 0 serves the store: it must not leave, whatever it read, before all have read.
-        if self.store.add(f"{key}/read", 1) == self.size:
-            self.store.set(f"{key}/all", "read")
-        self._wait_for(f"{key}/all")
+        with self.watchdog.waiting(f"the wait for {key!r}"):
+            self.store.set(f"{key}/{self.rank}", value)
+            values = [self._wait_for(f"{key}/{rank}") for rank in range(self.size)]
+            # Rank 0 may keep the store: it must not leave, whatever it read, before all have read.
+            if self.store.add(f"{key}/read", 1) == self.size:
+                self.store.set(f"{key}/all", "read")
+            self._wait_for(f"{key}/all")
         return values
 
     def clock_offset(self, key: str) -> tuple[int, int]:
@@ -63,54 +64,38 @@ class World:
             for turn in range(TURNS):
                 question, answer = f"{key}/{rank}/{turn}/asked", f"{key}/{rank}/{turn}/told"
                 if self.is_first:
-                    self._wait_for(question)
+                    self._wait_for(question, pause=False)
                     self.store.set(answer, str(time.monotonic_ns()))
                 elif rank == self.rank:
                     asked = time.monotonic_ns()
                     self.store.set(question, "")
-                    theirs = int(self._wait_for(answer))
+                    theirs = int(self._wait_for(answer, pause=False))
                     heard = time.monotonic_ns()
                     offsets.append(((heard - asked) // 2, (heard + asked) // 2 - theirs))
         error, offset = min(offsets)
         return offset, error
 
-    def fail(self, error: BaseException) -> None:
-        """Tell the ranks that wait for this one that it will not come."""
+    def leave(self) -> None:
+        """After the last collective: no rank ends well unless all have come to their ends."""
         if self.size == 1:
             return
-        from torch.distributed import DistError
+        self.gather("the end", "")
+        if self.is_first:  # the last to go, as it may keep the store
+            self._wait_for("left")
+        elif self.store.add("leaving", 1) == self.size - 1:
+            self.store.set("left", "")
+        self.watchdog.stop()
 
-        with suppress(DistError):  # the store may be gone, and with it whoever would listen
-            self.store.set(FAILED, f"rank {self.rank}: {error}")
-        if self.is_first:
-            time.sleep(2 * POLL_S)  # with it goes the store: the others must hear first
-
-    def _wait_for(self, key: str) -> str:
-        from torch.distributed import DistError
-
-        end = time.monotonic() + self.timeout_s
-        while True:
-            try:
-                self.store.wait([key], timedelta(seconds=POLL_S))
-                return bytes(self.store.get(key)).decode()
-            except DistError:  # not there yet, or the store is gone
-                self._raise_if_failed()
-            if time.monotonic() > end:
-                raise RunError(
-                    f"Rank {self.rank} waited {self.timeout_s:g} s for {key!r} of another rank. "
-                    "See that rank's output; a slow start may need a longer --run.timeout_s."
-                )
-
-    def _raise_if_failed(self) -> None:
-        from torch.distributed import DistError
-
-        try:
-            failed = self.store.check([FAILED])
-        except DistError:
-            raise RunError(f"Rank {self.rank} lost the first rank: see its output.") from None
-        if failed:
-            reason = bytes(self.store.get(FAILED)).decode()
-            raise RunError(f"Rank {self.rank} stops, for another failed. {reason}")
+    def _wait_for(self, key: str, *, pause: bool = True) -> str:
+        what = f"the wait for {key!r}"
+        with self.watchdog.waiting(what):
+            start = time.monotonic()
+            while not self.store.check([key]):  # `wait` would warn of every poll that finds nothing
+                waited = time.monotonic() - start
+                if waited > self.timeout_s or self.watchdog.heard:
+                    raise LostRankError(self.watchdog.explain(what, late=waited > self.timeout_s))
+                time.sleep(min(POLL_S, 0.005 + waited / 10) if pause else 0)
+            return bytes(self.store.get(key)).decode()
 
 
 def make_ready(ranks: int) -> None:
@@ -154,4 +139,20 @@ def join(*, timeout_s: float) -> World:
         where = f"{values['MASTER_ADDR']}:{values['MASTER_PORT']}"
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RunError(f"Rank {rank} cannot meet the others at {where}: {reason}.") from None
-    return World(rank=rank, size=size, local_rank=local_rank, timeout_s=timeout_s, store=store)
+    launched = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    watchdog = Watchdog(
+        rank=rank,
+        size=size,
+        timeout_s=timeout_s,
+        store=store.clone() if hasattr(store, "clone") else store,  # torch 2.8
+        keeper=f"the launcher at {values['MASTER_ADDR']}" if launched else "rank 0",
+    )
+    watchdog.start()
+    return World(
+        rank=rank,
+        size=size,
+        local_rank=local_rank,
+        timeout_s=timeout_s,
+        store=store,
+        watchdog=watchdog,
+    )

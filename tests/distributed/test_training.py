@@ -149,7 +149,7 @@ def test_a_rank_that_cannot_start_is_named_by_the_others(tiny, tmp_path, run_ran
     env = [{}, {"PICOTRON_BACKENDS": "attention=spda"}]
     results = run_ranks(command(tiny, tmp_path, "--name", "odd"), world_size=2, env=env)
     assert results[0].returncode == 1
-    assert "Rank 0 stops, for another failed. rank 1: Backends from the env" in results[0].stderr
+    assert "Rank 1 failed in start-up: Backends from the env" in results[0].stderr
     assert results[1].returncode == 2
     assert "Did you mean 'sdpa'?" in results[1].stderr
     for result in results:

@@ -111,3 +111,9 @@ def hostile_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         check=True,
     )
     return site
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--every-failure", action="store_true", help="every way in which a rank may be lost"
+    )

@@ -1,0 +1,298 @@
+"""No rank waits for ever, and each says for whom: which rank is gone, in which step and collective.
+
+    rank 0 | step 7: all_reduce over dp .... fails, or is late -> looks who is silent: rank 1
+    rank 1 | step 7: killed, stopped, raised, or its machine is gone
+    rank 2 | step 7: all_reduce over tp .... hears from the store why rank 0 stops
+
+A transport says little. gloo tells that a connection is closed or a time over, which in the end all
+ranks see of each other; NCCL tells nothing, its collectives cannot be left, and it aborts the
+process. So each rank has two threads. The *heartbeat* writes into the store where the rank is, and
+reads from it whether another has failed. The *watchdog* asks nobody, for the store may be what is
+dead: it ends the process where the work does not come back by itself.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import math
+import os
+import platform
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from threading import Event, Thread
+from types import TracebackType
+from typing import Any, TypeVar
+
+from picotron_core.errors import LostRankError
+
+POLL_S = 0.5  # between two heartbeats: how soon a rank hears that another has failed
+SILENT_S = 2.0  # whoever's heart does not beat for so long, while others look, is gone
+LATE_S = 2.0  # what a transport has, after the timeout, to say so itself
+GRACE_S = 2.0  # what a rank has, once another has failed, to leave by itself
+FAILED = "failed"
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, kw_only=True)
+class Watchdog:
+    """Of this rank. Without a store, as for a single process, it watches nothing.
+
+    store: a connection to it that nobody else uses.
+    keeper: whose process keeps the store.
+    heard: why another rank has failed; "" while none has.
+    """
+
+    rank: int = 0
+    size: int = 1
+    timeout_s: float = math.inf
+    store: Any = None
+    keeper: str = "rank 0"
+    heard: str = ""
+    _place: str = "start-up"
+    _until: float = 0.0  # it may go on, even if another rank fails
+    _waits: tuple[str, float] | None = None  # in what, and since when
+    _over: float = math.inf  # when it was heard that the run is over
+    _code: int | None = None  # this rank has failed, and is to leave with it
+    _signals: socket.socket | None = None  # what signals come, while the work is in C++
+    _stopped: Event = field(default_factory=Event)
+    _threads: list[Thread] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Called by the main thread."""
+        self._signals, written = socket.socketpair()
+        written.setblocking(False)
+        signal.set_wakeup_fd(written.detach(), warn_on_full_buffer=False)
+        for target in (self._beat, self._watch):
+            thread = Thread(target=target, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+        # A thread that comes out of C++ while Python shuts down would abort the process.
+        atexit.register(self.stop)
+
+    def stop(self) -> None:
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join(2 * POLL_S)
+
+    def enter(self, place: str, *, patience_s: float = 0.0) -> None:
+        """Note what this rank is about to do.
+
+        Args:
+            place: as in "rank 1 stops in PLACE".
+            patience_s: what it may take, as to write a file, even if another rank fails.
+        """
+        self._place, self._until = place, time.monotonic() + patience_s
+
+    def waiting(self, what: str) -> Waiting:
+        """While this rank waits for others, as in "rank 1 stops in step 7, in WHAT". An error of
+        the transport within becomes one that names who is missing.
+        """
+        return Waiting(self, what)
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the other ranks that this one will not come. What then holds it up is not waited
+        for: gloo's groups, for one, wait in their destructors for all that is on its way.
+        """
+        if self.size == 1 or self._code is not None:
+            return
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # by a launcher: there is a word to say first
+        words = str(error)
+        if not isinstance(error, LostRankError):
+            kind = "" if hasattr(error, "exit_code") else f"{type(error).__name__}: "
+            words = f"Rank {self.rank} failed in {self._place}: {kind}{error}"
+            error.add_note(f"That was rank {self.rank}, in {self._place}.")
+        self._tell(words)
+        if self.rank == 0:
+            time.sleep(2 * POLL_S)  # with it goes the store, if it keeps it: others must hear first
+        code = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+        self._code = int(getattr(error, "exit_code", code))
+        self._over = min(self._over, time.monotonic())
+        atexit.register(_leave, self._code)
+
+    def explain(self, what: str, *, late: bool) -> str:
+        """Why this rank cannot go on with `what`; "" where no rank is the reason. The others are
+        told who is gone.
+
+        Args:
+            late: the timeout is over, so it is an error even if every rank is there.
+        """
+        where = f"Rank {self.rank} stops in {self._place}{what and f', in {what}'}"
+        silent = None if self.heard else self._silent()
+        if self.heard:
+            return f"{where}, for another failed. {self.heard}"
+        if silent is None:
+            return (
+                f"{where}: the store does not answer, which {self.keeper} keeps: killed or "
+                "stopped, or its machine is gone. See its output."
+            )
+        gone = {rank: one for rank, one in silent.items() if one.silent}
+        if gone:
+            names = " and ".join(f"rank {rank}, last {one.where}," for rank, one in gone.items())
+            words = (
+                f"{where}: {names} is not heard of any more: killed or stopped, or its machine is "
+                "gone. See its output."
+            )
+            self._tell(words)  # first, for once awake it is not silent to those who look later
+            for one in gone.values():
+                one.wake()
+            return words
+        if not late:
+            return ""
+        places = "; ".join(f"rank {rank} {one.where}" for rank, one in silent.items())
+        return (
+            f"{where}: it took longer than {self.timeout_s:g} s. All ranks are alive: {places}. "
+            "If one is just slow, give a longer --run.timeout_s."
+        )
+
+    def _silent(self) -> dict[int, Seen] | None:
+        """The other ranks, by two looks at their hearts; None where the store does not answer."""
+        return _answer_of(self._look_twice, within_s=SILENT_S + 4 * POLL_S)
+
+    def _look_twice(self) -> dict[int, Seen]:
+        before = self._look()
+        end = time.monotonic() + SILENT_S
+        while not self.heard and time.monotonic() < end:
+            time.sleep(POLL_S / 5)
+        after = self._look()
+        self._listen()
+        return {
+            rank: Seen.of(after[rank], silent=after[rank] == before[rank])
+            for rank in range(self.size)
+            if rank != self.rank
+        }
+
+    def _look(self) -> list[bytes]:
+        keys = [f"alive/{rank}" for rank in range(self.size)]
+        if self.store.check(keys):
+            return list(self.store.multi_get(keys))
+        return [self.store.get(key) if self.store.check([key]) else b"" for key in keys]
+
+    def _tell(self, words: str) -> None:
+        """The first to say it is who is heard."""
+        _answer_of(lambda: self.store.compare_set(FAILED, "", words), within_s=2 * POLL_S)
+
+    def _beat(self) -> None:
+        from torch.distributed import DistError
+
+        beat = 0
+        with suppress(DistError):  # the store is gone: who asks will find out
+            while True:
+                beat += 1
+                where = f"in {self._place}, {f'in {self._waits[0]}' if self._waits else 'at work'}"
+                seen = [beat, where, platform.node(), os.getpid()]
+                self.store.set(f"alive/{self.rank}", json.dumps(seen))
+                self._listen()
+                if self._stopped.wait(POLL_S):
+                    return
+
+    def _listen(self) -> None:
+        if not self.heard and self.store.check([FAILED]):
+            self._over = min(self._over, time.monotonic())
+            self.heard = bytes(self.store.get(FAILED)).decode()
+
+    def _watch(self) -> None:
+        told_to_end = False
+        while not self._stopped.is_set():
+            told_to_end |= signal.SIGTERM in self._signals_within(POLL_S)
+            now, waits = time.monotonic(), self._waits
+            waited_s = now - waits[1] if waits else 0.0
+            over = now > self._over + GRACE_S
+            if self._code is not None and over:
+                _leave(self._code)
+            elif (over and (waits or now > self._until)) or waited_s > self.timeout_s + LATE_S:
+                self._end(waits, late=True)
+            elif told_to_end and waited_s > LATE_S:  # by a launcher that saw another die, it may be
+                self._end(waits, late=False)
+
+    def _signals_within(self, seconds: float) -> bytes:
+        assert self._signals
+        ready, _, _ = select.select([self._signals], [], [], seconds)
+        return self._signals.recv(64) if ready else b""
+
+    def _end(self, waits: tuple[str, float] | None, *, late: bool) -> None:
+        """Leave without the work, if it does not come back and there is a reason to say."""
+        words = self.explain(waits[0] if waits else "", late=late)
+        if words and self._code is None and self._waits is waits:
+            self._tell(words)
+            os.write(2, f"error: {words}\n".encode())  # Python's buffers may be locked by the work
+            _leave(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """See `Watchdog.waiting`."""
+
+    watchdog: Watchdog
+    what: str
+
+    def __enter__(self) -> None:
+        dog = self.watchdog
+        if dog.heard:
+            raise LostRankError(dog.explain(self.what, late=False))
+        dog._waits = (self.what, time.monotonic())
+
+    def __exit__(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> None:
+        dog = self.watchdog
+        since = dog._waits[1] if dog._waits else 0.0
+        dog._waits = None
+        if dog.size > 1 and isinstance(error, RuntimeError):  # what torch raises, by various names
+            late = time.monotonic() - since >= 0.9 * dog.timeout_s
+            if words := dog.explain(self.what, late=late):
+                raise LostRankError(words) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A rank as others see it. where: "in step 7, in all_reduce over dp"."""
+
+    where: str
+    host: str
+    pid: int
+    silent: bool
+
+    @classmethod
+    def of(cls, text: bytes, *, silent: bool) -> Seen:
+        _, where, host, pid = json.loads(text) if text else (0, "not met at all", "", 0)
+        return cls(where, host, pid, silent)
+
+    def wake(self) -> None:
+        """If it is a stopped process of this machine: it shall find that its run is over, and give
+        its memory back. To one that is dead, or only slow, this does nothing.
+        """
+        if self.pid and self.host == platform.node() and hasattr(signal, "SIGCONT"):
+            with suppress(OSError):
+                os.kill(self.pid, signal.SIGCONT)
+
+
+def _answer_of(ask: Callable[[], T], *, within_s: float) -> T | None:
+    """What the store answers; None where it is gone, or silent as a stopped process is."""
+    from torch.distributed import DistError
+
+    answers: list[T] = []
+
+    def run() -> None:
+        with suppress(DistError):
+            answers.append(ask())
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(within_s)
+    return answers[0] if answers else None
+
+
+def _leave(code: int) -> None:
+    """End the process now, and print what was to be printed unless that takes long."""
+    flush = Thread(target=sys.stdout.flush, daemon=True)
+    flush.start()
+    flush.join(1.0)
+    os._exit(code)
