@@ -34,11 +34,13 @@ app = typer.Typer(
     help="Train LLMs on the hardware you have. --debug shows the traceback of an error.",
     epilog="Start with: picotron train",
 )
+compare = typer.Typer(no_args_is_help=True, help="Train the same steps in several ways.")
 
 Rest = Annotated[
     list[str] | None, typer.Argument(metavar="CONFIG.toml", show_default=False, help="A config.")
 ]
 
+app.add_typer(compare, name="compare")
 app.add_typer(slurm, name="slurm")
 
 
@@ -250,6 +252,32 @@ def plan(
     overrides = [*shorthands(plugin, device), *overrides]
     settings = _settings(config, overrides, backends=backends)
     return run_plan(settings, nproc=nproc, as_json=json)
+
+
+@compare.command("dp-zero", context_settings=WITH_SETTINGS, epilog=SETTINGS_HELP)
+def compare_dp_zero(
+    rest: Rest = None,
+    nproc: Annotated[
+        int, typer.Option(min=0, help="Ranks to start; 0: two, or those that torchrun started.")
+    ] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each trial of time.")] = 5,
+    json: Annotated[Path | None, typer.Option(help="Write the numbers of all ranks there.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="As of `train`.")] = None,
+    backends: Backends = "",
+    plugin: Plugins = None,
+    device: Device = "",
+) -> int:
+    """Plain replicas against ZeRO-1: the same losses? bytes sent, memory, time of a step."""
+    from picotron_core.cli.compare.dp_zero import compare_dp_zero
+    from picotron_core.cli.launch import launch, without_nproc
+    from picotron_core.parallel.world import is_rank
+
+    config, overrides = _split(rest)
+    overrides = [*shorthands(plugin, device, data), *overrides]
+    settings = _settings(config, overrides, backends=backends)
+    if nproc or not is_rank():
+        return launch(nproc or 2, without_nproc(sys.argv[1:]))
+    return compare_dp_zero(settings, steps=steps, output=json)
 
 
 @app.command(context_settings=WITH_SETTINGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,7 @@ class Job:
     registry: Registry
     quarantine: Quarantine
     device: Device
+    precision: Precision
     selections: tuple[Selection, ...]
     ops: Ops
     tokens: Tokens
@@ -98,9 +100,18 @@ class Job:
 
 
 def prepare_job(
-    settings: Settings, resume: tuple[RunDirectory, Path] | None, world: World, view: View
+    settings: Settings,
+    resume: tuple[RunDirectory, Path] | None,
+    world: World,
+    view: View,
+    *,
+    watch: Callable[[Ops], Ops] = lambda ops: ops,
 ) -> Job:
-    """Everything before the first step, cheapest checks first."""
+    """Everything before the first step, cheapest checks first.
+
+    Args:
+        watch: may wrap the ops, before the first collective.
+    """
     config = settings.config
     enabled = sorted({*config.plugins.enable, *plugins_named(settings.rules)})
     agree_on_plugins(world, enabled)
@@ -135,6 +146,7 @@ def prepare_job(
         real = stand_in(device, world.local_rank)
         selected = common(world, select(settings, registry, asked))
         ops, selections = bind(selected, registry, quarantine=quarantine, real=real)
+        ops = watch(ops)
         dtype = getattr(torch, precision.compute)
         place = torch.device(f"cuda:{world.local_rank}" if real.type == "cuda" else real.type)
         found = _find(resume[1], config, tokens, world) if resume else None
@@ -169,22 +181,7 @@ def prepare_job(
                 tp=config.parallel.tp,
                 watchdog=world.watchdog,
             )
-        model = _model(config, architecture, ops)
-        reduce = getattr(torch, precision.reduce)
-        weights, layout = parallelize(
-            model,
-            config.parallel,
-            mesh,
-            device=place,
-            dtype=dtype,
-            reduce=reduce,
-            span=trace.timeline.span if trace else no_span,
-        )
-        if trace:
-            trace.watch_model(model, mesh, config.parallel)
-        torch.manual_seed(config.train.seed + world.rank)  # a plugin may draw: the same every time
-        state = new_state(model, weights, layout)
-        state.loss_scale = _loss_scale(config, precision, mesh)
+        state = first_state(config, architecture, precision, ops, mesh, place, trace)
         if found:
             _restore(state, found, selections)
         if world.is_first:
@@ -206,6 +203,7 @@ def prepare_job(
         registry=registry,
         quarantine=quarantine,
         device=device,
+        precision=precision,
         selections=selections,
         ops=ops,
         tokens=tokens,
@@ -258,6 +256,36 @@ def _model(config: Config, architecture: Architecture, ops: Ops) -> Llama:
     if config.model.path and config.model.pretrained:
         load_weights(model, config.model.path)
     return model
+
+
+def first_state(
+    config: Config,
+    architecture: Architecture,
+    precision: Precision,
+    ops: Ops,
+    mesh: Mesh,
+    device: torch.device,
+    trace: Trace | None = None,
+) -> TrainState:
+    """This rank's part at step 0."""
+    model = _model(config, architecture, ops)
+    dtype, reduce = getattr(torch, precision.compute), getattr(torch, precision.reduce)
+    weights, layout = parallelize(
+        model,
+        config.parallel,
+        mesh,
+        device=device,
+        dtype=dtype,
+        reduce=reduce,
+        span=trace.timeline.span if trace else no_span,
+    )
+    if trace:
+        trace.watch_model(model, mesh, config.parallel)
+    seed = config.train.seed + mesh.world.index
+    torch.manual_seed(seed)  # a plugin may draw: the same every time
+    state = new_state(model, weights, layout)
+    state.loss_scale = _loss_scale(config, precision, mesh)
+    return state
 
 
 def _loss_scale(config: Config, precision: Precision, mesh: Mesh) -> LossScale | None:

@@ -28,9 +28,7 @@ from picotron_core.parallel.world import join
 from picotron_core.registry.breadcrumb import breadcrumb
 from picotron_core.registry.plugins import notify
 
-SOON = (
-    20  # steps after a load within which a loss that is not finite speaks against what was loaded
-)
+SOON = 20  # steps after a load: a loss that is not finite then speaks against what was loaded
 log = logging.getLogger("picotron")
 
 

@@ -98,12 +98,17 @@ class World:
             return bytes(self.store.get(key)).decode()
 
 
+def is_rank() -> bool:
+    """Whether this process was started as one of several."""
+    return "WORLD_SIZE" in os.environ
+
+
 def make_ready(ranks: int) -> None:
     """Before ranks are started here: share the cores out, for each would take them all.
 
     Raises: ConfigError where this process is a rank already.
     """
-    if "WORLD_SIZE" in os.environ:
+    if is_rank():
         raise ConfigError(
             "--nproc starts the ranks itself, but WORLD_SIZE is set: leave out --nproc under "
             "torchrun, or unset WORLD_SIZE."
