@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check conformance meta parity failures bench format clean
+.PHONY: demo test check conformance meta parity failures bench format clean torture
 
 demo: .venv/run  ## train a small model on the Python standard library, and read what it writes
 	$(BIN)/picotron train examples/demo.toml
@@ -23,6 +23,9 @@ check: .venv/dev  ## lint, format, types, import law
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+torture: .venv/dev  ## kill -9 two hundred times, half of them in mid save: half an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/reliability/test_torture.py --kills 100
 
 meta: .venv/dev  ## the suite against all wrong and right kernels: about an hour, writes docs/kill_matrix.md
 	OMP_NUM_THREADS=1 $(BIN)/python tests/meta/kill_matrix.py

@@ -143,7 +143,6 @@ def _loop(job: Job, view: View, stop: Stop, saver: Saver) -> int:
                     begun = saver.start()
                 if begun:
                     interval.began()
-                    _draw(job)
         _save(job, saver)
     if job.trace:
         job.trace.finish()

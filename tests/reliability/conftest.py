@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=5, help="test_torture: how often each run is.")
+
+
 DECLARATION = """
 import ctypes, os, signal, sys, time
 
