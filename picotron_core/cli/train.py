@@ -125,10 +125,8 @@ def _loop(job: Job, view: View, stop: Stop, saver: Saver) -> int:
                     run_directory.append_metrics(job.run, record)
                     notify(job.registry, "picotron_on_step", record=run_directory.as_line(record))
                     view.show(record)
-            step, step_s = (
-                job.state.step,
-                next(r.step_s for r in of_this_step if isinstance(r, StepRecord)),
-            )
+            step = job.state.step
+            step_s = next(r.step_s for r in of_this_step if isinstance(r, StepRecord))
             late = stop.is_late(step_s=step_s, save_s=saver.expected_s)
             due = interval.due(step, step_s) and job.world.is_first
             saved = saver.saved

@@ -10,10 +10,6 @@ from pathlib import Path
 import pytest
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=5, help="test_torture: how often each run is.")
-
-
 DECLARATION = """
 import ctypes, os, signal, sys, time
 
@@ -122,3 +118,4 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--every-failure", action="store_true", help="every way in which a rank may be lost"
     )
+    parser.addoption("--kills", type=int, default=5, help="test_torture: how often each run is.")
