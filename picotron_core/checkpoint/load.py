@@ -122,7 +122,7 @@ def find_checkpoint(
         damage = next((text for text in told if text), "")
         if found and not damage and (below is None or found.manifest.step < below):
             return found
-        if damage and not given:
+        if damage and not given and world.is_first:
             log.warning("%s The one before it is used.", damage)
     if damage:
         raise DamagedFileError(f"No checkpoint of {run} is whole. {damage}")

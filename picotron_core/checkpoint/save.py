@@ -132,9 +132,9 @@ class Saver:
             if self._flight.manifest.step == self.state.step:  # an update was skipped meanwhile
                 return False
             self.skipped += 1
-            log.warning(
-                "step %d is not saved: step %d is still being written (%d skipped so far)",
-                *(self.state.step, self._flight.manifest.step, self.skipped),
+            self._warn(
+                f"step {self.state.step} is not saved: step {self._flight.manifest.step} is still "
+                f"being written ({self.skipped} skipped so far)"
             )
             return False
         begin = time.monotonic()
@@ -260,10 +260,15 @@ class Saver:
         self._why = f"{folder_of(self.checkpoints, flight.manifest.step)}: {why}"
         if self.misses >= self.max_misses:
             raise self._refusal()
-        log.warning(
-            "not saved: %s. Earlier checkpoints are untouched; the next save tries again.",
-            self._why,
+        at_risk = self.state.step - (self.saved or 0)
+        self._warn(
+            f"not saved: {self._why}. Earlier checkpoints are untouched, {at_risk} steps are at "
+            "risk; the next save tries again"
         )
+
+    def _warn(self, text: str) -> None:
+        if self.world.is_first:  # all ranks know the same
+            log.warning("%s", text)
 
     def _refusal(self) -> RunError:
         return RunError(

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-
 DECLARATION = """
 import ctypes, os, signal, sys, time
 
