@@ -72,6 +72,11 @@ class Axis:
     """The ranks that this one speaks with along an axis.
 
     ranks: global ones, in the order of the axis, this one among them. index: this one's place.
+    group: of all of them, for collectives.
+    lanes: groups of all of them, for messages from a rank of even and of odd index. NCCL does what
+        a group is asked for one after the other, and a message that is sent holds up what comes
+        after it until it is received: on a ring where each rank first sends and then receives, all
+        would wait (tests/unit/test_messages.py).
     """
 
     name: str
@@ -79,6 +84,7 @@ class Axis:
     index: int
     comm: Comm = field(repr=False)
     group: Group = field(default=None, repr=False)
+    lanes: tuple[Group, Group] = field(default=(None, None), repr=False)
     watchdog: Watchdog = field(default_factory=Watchdog, repr=False)
 
     @property
@@ -120,44 +126,38 @@ class Axis:
         return self.comm.broadcast(tensor, src=self.ranks[index], group=self.group)
 
     @_watched
-    @_watched
     def pass_on(self, tensor: Tensor, coming: Tensor) -> Work:
         """tensor to the next rank, the first after the last, and coming <- the previous one's.
 
         In flight until waited for, `tensor` too.
         """
-        previous, following = (self.ranks[(self.index + step) % self.size] for step in (-1, 1))
-
-        def send() -> Work:
-            return self.comm.send(tensor, dst=following, group=self.group, async_op=True)
-
-        def receive() -> Work:
-            return self.comm.recv(coming, src=previous, group=self.group, async_op=True)
-
-        # NCCL does one after the other: if all began by sending, nobody would receive.
-        if self.index % 2:
-            return Both(receive(), send())
-        return Both(send(), receive())
+        return Both(self._send(tensor, to=1), self._recv(coming, by=-1, async_op=True))
 
     @_watched
     def send_to_next(self, tensor: Tensor) -> Work:
         """To the next rank, the first after the last; in flight until waited for."""
-        peer = self.ranks[(self.index + 1) % self.size]
-        return self.comm.send(tensor, dst=peer, group=self.group, async_op=True)
+        return self._send(tensor, to=1)
 
     @_watched
     def recv_from_previous(self, tensor: Tensor) -> Work:
-        return self.comm.recv(tensor, src=self.ranks[self.index - 1], group=self.group)
+        return self._recv(tensor, by=-1)
 
     @_watched
     def send_to_previous(self, tensor: Tensor) -> Work:
-        peer = self.ranks[self.index - 1]
-        return self.comm.send(tensor, dst=peer, group=self.group, async_op=True)
+        return self._send(tensor, to=-1)
 
     @_watched
     def recv_from_next(self, tensor: Tensor) -> Work:
-        peer = self.ranks[(self.index + 1) % self.size]
-        return self.comm.recv(tensor, src=peer, group=self.group)
+        return self._recv(tensor, by=1)
+
+    def _send(self, tensor: Tensor, *, to: int) -> Work:
+        peer, lane = self.ranks[(self.index + to) % self.size], self.lanes[self.index % 2]
+        return self.comm.send(tensor, dst=peer, group=lane, async_op=True)
+
+    def _recv(self, tensor: Tensor, *, by: int, async_op: bool = False) -> Work:
+        sender = (self.index + by) % self.size
+        peer, lane = self.ranks[sender], self.lanes[sender % 2]
+        return self.comm.recv(tensor, src=peer, group=lane, async_op=async_op)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +166,7 @@ class Mesh:
 
     data: dp and cp as one. Both split the tokens of a batch, and every rank of either has the same
         weights: gradients are summed over it.
-    back: pp again, by a group of its own: what comes back must not mix with what goes on.
+    back: pp again, by lanes of its own: what comes back must not wait for what goes on.
     ends: the first and the last stage, which share a tied embedding; one rank where pp is 1, and
         on the stages between.
     world: all ranks.
@@ -208,12 +208,14 @@ def make_mesh(
     grid = torch.arange(world_size).view(dp, pp, cp, tp)
     watchdog = watchdog or Watchdog()
     axis = partial(_axis, comm=comm, rank=rank, watchdog=watchdog)
-    axes = {name: axis(name, (name,), grid) for name in AXES}
+    axes = {
+        name: axis(name, (name,), grid, lanes=2 if name in ("pp", "cp") else 1) for name in AXES
+    }
     ranks = tuple(range(world_size))
     return Mesh(
         **axes,
         data=axis("data", ("dp", "cp"), grid) if cp > 1 else axes["dp"],
-        back=axis("back", ("pp",), grid) if pp > 1 else axes["pp"],
+        back=axis("back", ("pp",), grid, lanes=2) if pp > 1 else axes["pp"],
         ends=axis("ends", ("pp",), grid[:, [0, -1]]) if pp > 2 else axes["pp"],
         # group None: all ranks
         world=Axis(name="world", ranks=ranks, index=rank, comm=comm, watchdog=watchdog),
@@ -245,24 +247,29 @@ def _axis(
     comm: Comm,
     rank: int,
     watchdog: Watchdog,
+    lanes: int = 1,
 ) -> Axis:
-    """Every rank makes all groups of an axis, in the same order, and keeps its own."""
+    """Every rank makes all groups of an axis, in the same order, and keeps its own.
+
+    lanes: how many groups of the same ranks, the first of which is for collectives as well.
+    """
     moving = [AXES.index(axis) for axis in along]
     fixed = [dim for dim in range(grid.ndim) if dim not in moving]
     size = prod(grid.shape[dim] for dim in moving)
     rows = grid.permute(*fixed, *moving).reshape(-1, size).tolist()
     mine: tuple[int, ...] = (rank,)  # of a grid that leaves this rank out
-    group: Group = None
+    groups: list[Group] = [None]
     for row in rows:
-        made = comm.new_group(row) if size > 1 else None
+        made = [comm.new_group(row) for _ in range(lanes)] if size > 1 else [None]
         if rank in row:
-            mine, group = tuple(row), made
+            mine, groups = tuple(row), made
     return Axis(
         name=name,
         ranks=mine,
         index=mine.index(rank),
         comm=comm,
-        group=group,
+        group=groups[0],
+        lanes=(groups[0], groups[-1]),
         watchdog=watchdog,
     )
 

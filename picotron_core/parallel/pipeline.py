@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import product
 from typing import Protocol
 
 import torch
@@ -20,11 +21,12 @@ from picotron_core.model.llama import Llama
 from picotron_core.ops.comm import Work
 from picotron_core.parallel.mesh import Axis, Mesh
 from picotron_core.parallel.schedules import afab, interleaved, one_f_one_b
-from picotron_core.parallel.schedules.action import Action, forward
+from picotron_core.parallel.schedules.action import Action
 from picotron_core.parallel.timeline import Span, no_span
 from picotron_core.schema import Parallel
 
 EMBEDDING = "model.embed_tokens.weight"
+IN_FLIGHT = 2  # messages that a stage waits for only later; without, stages could wait in a circle
 
 
 class MicroBatch(Protocol):
@@ -128,7 +130,6 @@ class Pipeline:
     up: Axis
     divided: int = 1
     span: Span = no_span
-    _sent: deque[tuple[Work, Tensor]] = field(default_factory=deque)
 
     def is_first(self, chunk: int) -> bool:
         return self.down.is_first and chunk == 0
@@ -151,41 +152,50 @@ class Pipeline:
 
         Returns: the losses, on the last stage.
         """
-        kept: dict[tuple[int, int], tuple[Tensor | None, Tensor]] = {}
+        kept: dict[tuple[int, int], tuple[Tensor | None, Tensor, Sent | None]] = {}
+        gradients: deque[Sent] = deque()
         losses = []
         actions = order_of(self.settings, stage=self.down.index, micro_batches=len(batches))
         for kind, number, chunk in actions:
             if kind == "forward":
                 hidden, out = self._forward(batches[number], number, chunk)
+                sent = None
                 if self.is_last(chunk):
                     losses.append(out.detach())
-                kept[number, chunk] = hidden, out
+                else:
+                    sent = _send(self.down.send_to_next, out.detach())
+                kept[number, chunk] = hidden, out, sent
                 continue
-            hidden, out = kept.pop((number, chunk))
+            hidden, out, sent = kept.pop((number, chunk))
             expect(number == len(batches) - 1)
             gradient = None
-            if self.is_last(chunk):
+            if sent is None:
                 out = out * factor
             else:
                 gradient = torch.empty_like(out)
                 self.up.recv_from_next(gradient)
+                sent.work.wait()  # it was received, or there would be no gradient
             with self.span("backward", micro_batch=number, chunk=chunk):
                 out.backward(gradient)  # type: ignore[no-untyped-call]
             if hidden is not None:
                 assert hidden.grad is not None
-                self._send(self.up.send_to_previous, hidden.grad)
-        self._settle(0)
+                gradients.append(_send(self.up.send_to_previous, hidden.grad))
+                _settle(gradients, IN_FLIGHT)
+        _settle(gradients, 0)
         return losses
 
     def evaluate(self, batches: Sequence[MicroBatch]) -> list[Tensor]:
         """The losses of micro-batches, on the last stage."""
-        chunks = range(len(self.layers))
+        sent: deque[Sent] = deque()
         losses = []
-        for _, number, chunk in [forward(n, c) for n in range(len(batches)) for c in chunks]:
-            _, out = self._forward(batches[number], number, chunk)
+        for (number, batch), chunk in product(enumerate(batches), range(len(self.layers))):
+            _, out = self._forward(batch, number, chunk)
             if self.is_last(chunk):
                 losses.append(out)
-        self._settle(0)
+            else:
+                sent.append(_send(self.down.send_to_next, out))
+                _settle(sent, IN_FLIGHT)
+        _settle(sent, 0)
         return losses
 
     def _forward(self, batch: MicroBatch, number: int, chunk: int) -> tuple[Tensor | None, Tensor]:
@@ -205,16 +215,24 @@ class Pipeline:
         with self.span("forward", micro_batch=number, chunk=chunk):
             out: Tensor = model(inputs, doc_ids=doc_ids, hidden=hidden, layers=self.layers[chunk])
             if self.is_last(chunk):
-                return hidden, model.loss_after(out, batch.targets.to(device))
-        self._send(self.down.send_to_next, out.detach())
+                out = model.loss_after(out, batch.targets.to(device))
         return hidden, out
 
-    def _send(self, send: Callable[[Tensor], Work], tensor: Tensor) -> None:
-        tensor = tensor.contiguous()
-        self._sent.append((send(tensor), tensor))
-        self._settle(4 * self.down.size * len(self.layers))
 
-    def _settle(self, left: int) -> None:
-        """Wait for the oldest messages: their memory must not pile up."""
-        while len(self._sent) > left:
-            self._sent.popleft()[0].wait()
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A message under way, and its memory."""
+
+    work: Work
+    tensor: Tensor
+
+
+def _send(send: Callable[[Tensor], Work], tensor: Tensor) -> Sent:
+    tensor = tensor.contiguous()
+    return Sent(send(tensor), tensor)
+
+
+def _settle(sent: deque[Sent], left: int) -> None:
+    """Wait for the oldest messages: their memory must not pile up."""
+    while len(sent) > left:
+        sent.popleft().work.wait()

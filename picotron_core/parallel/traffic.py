@@ -89,7 +89,12 @@ class NotedComm:
     def name_axes(self, mesh: Mesh) -> None:
         """From here on calls over a group of the mesh bear the name of its axis."""
         axes = (mesh.dp, mesh.pp, mesh.cp, mesh.tp, mesh.data, mesh.back, mesh.ends, mesh.world)
-        self._axes = [(axis.group, axis.name) for axis in axes if axis.size > 1]
+        self._axes = [
+            (group, axis.name)
+            for axis in axes
+            if axis.size > 1
+            for group in (axis.group, *axis.lanes)
+        ]
 
     def start(
         self, *, store: Any, rank: int, world_size: int, device: torch.device, timeout_s: float
