@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 
 import forge
 import pytest
@@ -100,3 +101,5 @@ def test_a_run_resumed_by_another_layout_is_verified(picotron, tiny):
     code, out, err = picotron("verify-resume", *tiny, "--steps", "4", *other)
     assert (code, err) == (0, "")
     assert "ALIKE: " in out
+    (first, second) = re.findall(r"the loss of step 3: ([\d.]+), resumed ([\d.]+)", out)[0]
+    assert float(second) == pytest.approx(float(first), rel=1e-6)
