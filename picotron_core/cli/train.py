@@ -23,7 +23,13 @@ from picotron_core.engine.metrics import StepRecord
 from picotron_core.engine.plot import plot_losses
 from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.engine.train import train
-from picotron_core.errors import NotFiniteError, PicotronError, RunError
+from picotron_core.errors import (
+    ConfigError,
+    DamagedFileError,
+    NotFiniteError,
+    PicotronError,
+    RunError,
+)
 from picotron_core.parallel.world import join
 from picotron_core.registry.breadcrumb import breadcrumb
 from picotron_core.registry.plugins import notify
@@ -88,7 +94,7 @@ def _go_back(job: Job, saver: Saver, loaded: int, error: NotFiniteError) -> None
     """
     try:
         earlier = find_checkpoint(job.run.path, job.world, below=loaded)
-    except PicotronError:
+    except (ConfigError, DamagedFileError):  # a lost rank is another matter
         raise error from None
     log.warning("%s It was loaded at step %d: going back to %s.", error, loaded, earlier.folder)
     job.state.weights.drop_gradients()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import sys
 from pathlib import Path
 
 import torch
@@ -42,6 +43,8 @@ def hold_no_freed_memory(yes: bool) -> None:
 
     glibc only; elsewhere without effect.
     """
+    if sys.platform == "win32":
+        return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(M_MMAP_THRESHOLD, EXACT if yes else USUAL)

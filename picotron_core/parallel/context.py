@@ -204,9 +204,12 @@ class _Ring:
         """(out, lse) of the queries of a block over its keys alone."""
         more: dict[str, Any] = {}
         if self.doc_ids is not None:
-            size = self.cp.size
-            more["doc_ids"] = own(self.doc_ids, source, size, dim=1)[:, block.keys]
-            more["query_doc_ids"] = own(self.doc_ids, self.cp.index, size, dim=1)[:, block.queries]
+            mine, theirs = (
+                own(self.doc_ids, r, self.cp.size, dim=1) for r in (self.cp.index, source)
+            )
+            more["doc_ids"] = theirs[:, block.keys]
+            if source != self.cp.index or block.queries != block.keys:
+                more["query_doc_ids"] = mine[:, block.queries]
         if block.offset is not None:
             more |= {"offset": block.offset, "window": self.window}
         return self.attention(
@@ -251,7 +254,7 @@ class RingAttention(torch.autograd.Function):
         known = lse.masked_fill(lse == -torch.inf, 0)  # of a row that sees nothing w_i is 0
         shift = dlse - (dout.to(lse.dtype) * out).sum(-1)
         dq = torch.zeros_like(q, dtype=lse.dtype)
-        arriving: tuple[Work, Tensor] | None = None
+        arriving: tuple[Work, Tensor, Tensor] | None = None  # with what is sent, and what comes
         for source, (keys, values) in asked.passing(torch.stack((k, v)), "backward"):
             gradients = torch.zeros((2, *k.shape), dtype=lse.dtype, device=k.device)
             for block in asked.blocks(source, q.shape[2]):
@@ -274,13 +277,14 @@ class RingAttention(torch.autograd.Function):
                 gradients[0][:, :, columns] += dk_part
                 gradients[1][:, :, columns] += dv_part
             if arriving is not None:  # what the ranks before gave the same keys
-                arriving[0].wait()
-                gradients += arriving[1]
+                work, _, others = arriving
+                work.wait()
+                gradients += others
             coming = torch.empty_like(gradients)
-            arriving = asked.cp.pass_on(gradients, coming), coming
+            arriving = asked.cp.pass_on(gradients, coming), gradients, coming
         assert arriving is not None
-        arriving[0].wait()  # after a whole round: those of this rank's own keys
-        home = arriving[1]
+        work, _, home = arriving
+        work.wait()  # after a whole round: the gradients of this rank's own keys
         return dq.to(q.dtype), home[0].to(k.dtype), home[1].to(v.dtype), None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -27,6 +28,7 @@ class World:
     timeout_s: float = 600.0
     store: Any = field(default=None, repr=False)
     watchdog: Watchdog = field(default_factory=Watchdog, repr=False)
+    _gathered: Counter[str] = field(default_factory=Counter, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -42,9 +44,13 @@ class World:
         return self._wait_for(key)
 
     def gather(self, key: str, value: str) -> list[str]:
-        """Every rank's value, in rank order."""
+        """Every rank's value, in rank order. All ranks call it alike, with a key as often as they
+        like: each call has keys of its own in the store.
+        """
         if self.size == 1:
             return [value]
+        self._gathered[key] += 1
+        key = f"{key}#{self._gathered[key]}"
         with self.watchdog.waiting(f"the wait for {key!r}"):
             self.store.set(f"{key}/{self.rank}", value)
             values = [self._wait_for(f"{key}/{rank}") for rank in range(self.size)]
