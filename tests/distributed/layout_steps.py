@@ -57,7 +57,7 @@ def architecture(*, tied: bool, layers: int) -> Architecture:
     )
 
 
-def bound_ops(model: Architecture, world: World) -> Ops:
+def bound_ops(model: Architecture, world: World, *, context: int, backends: str) -> Ops:
     wanted = requests(
         model,
         device=look("cpu"),
@@ -67,9 +67,10 @@ def bound_ops(model: Architecture, world: World) -> Ops:
         document_mask=True,
         training=True,
         world_size=world.size,
+        context=context,
     )
     registry = load_registry()
-    rules = parse_backends("naive-math", "command line")
+    rules = parse_backends(backends, "command line")
     ops, _ = bind(resolve(rules, wanted, registry.candidates), registry)
     return ops
 
@@ -138,9 +139,10 @@ class Ranks:
 def train(layout: dict[str, Any], ranks: Ranks, output: Path) -> dict[str, object]:
     """Ten steps; the first rank writes what came of them. Returns what this rank has to tell."""
     model_of = architecture(tied=bool(layout.get("tied")), layers=layout.get("layers", 4))
-    ops = bound_ops(model_of, ranks.world)
     # Buckets of 4000 numbers: several of them, and one that a large parameter has to itself.
     settings = Parallel.model_validate({"bucket_mb": 0.016, **layout.get("parallel", {})})
+    backends = layout.get("backends", "naive-math")
+    ops = bound_ops(model_of, ranks.world, context=settings.cp, backends=backends)
     mesh = ranks.mesh(settings)
     model = Llama(model_of, ops)
     initialise(model, seed=1)

@@ -36,6 +36,7 @@ FEW: dict[int, list[Layout]] = {
             "parallel": {"pp": 2, "schedule": "interleaved"},
         },
         {"tied": True, "parallel": {"cp": 2}},
+        {"documents": True, "backends": "mem_efficient;*=auto", "parallel": {"cp": 2}},
     ],
     3: [
         {"documents": True, "accumulation": 2},
@@ -65,8 +66,8 @@ FEW: dict[int, list[Layout]] = {
 
 
 def degrees_of(world_size: int) -> Iterator[tuple[int, int, int]]:
-    """(pp, cp, tp) that divide the ranks, 4 layers, sequences of 48 tokens, and 4 kv heads."""
-    for pp, cp, tp in product((1, 2, 3, 4), (1, 2, 3, 4, 6, 8), (1, 2, 4)):
+    """(pp, cp, tp) that divide the ranks, sequences of 48 tokens, and 4 kv heads."""
+    for pp, cp, tp in product(range(1, 9), (1, 2, 3, 4, 6, 8), (1, 2, 4)):
         if world_size % (pp * cp * tp) == 0:
             yield pp, cp, tp
 
@@ -75,9 +76,7 @@ def all_of(world_size: int, pp: int, cp: int, tp: int) -> Iterator[Layout]:
     """Every layout of some degrees."""
     schedules = ["1f1b"]
     if pp > 1:
-        schedules += ["afab"]
-    if pp in (2, 4):  # two chunks a stage
-        schedules += ["interleaved"]
+        schedules += ["afab", "interleaved"]
     alike = world_size // (pp * tp)  # ranks of the same weights
     for schedule, zero, sequence, accumulation, tied, documents in product(
         schedules, {0, int(alike > 1)}, {False, tp > 1}, (1, 3), (False, True), (False, True)
@@ -88,7 +87,7 @@ def all_of(world_size: int, pp: int, cp: int, tp: int) -> Iterator[Layout]:
             "documents": documents,
             # Micro-batches of an interleaved schedule come in groups of pp.
             "accumulation": accumulation * pp if interleaved else accumulation,
-            "layers": 8 if interleaved and pp == 4 else 4,
+            "layers": 2 * pp if interleaved else max(4, pp),  # two chunks a stage
             "parallel": {
                 **{"pp": pp, "cp": cp, "tp": tp, "schedule": schedule},
                 **{"zero": zero, "sequence": sequence},
@@ -125,7 +124,14 @@ def run(
     ]
 
 
-MODEL = ("tied", "documents", "layers", "dtype", "reduce")  # what is no matter of layout
+MODEL = (
+    "tied",
+    "documents",
+    "layers",
+    "dtype",
+    "reduce",
+    "backends",
+)  # what is no matter of layout
 
 
 @pytest.fixture(scope="module")
