@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -54,8 +55,10 @@ def _run_ranks(
                 text=True,
             )
         )
-    results = []
-    for process in running:
-        out, err = process.communicate(timeout=timeout_s)
-        results.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
-    return results
+    # All at once: a rank whose pipe is full waits for its reader, and the others for it.
+    with ThreadPoolExecutor(world_size) as readers:
+        said = list(readers.map(lambda process: process.communicate(timeout=timeout_s), running))
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        for process, (out, err) in zip(running, said, strict=True)
+    ]
