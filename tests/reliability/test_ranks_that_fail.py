@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 FAULTS = Path(__file__).with_name("faults")
-TIMEOUT_S = 4.0
+TIMEOUT_S = 8.0  # longer than anything takes of a run this small, on however busy a machine
 BOUND_S = TIMEOUT_S + 10  # the promise itself, from the fault to the end of the last process
 START_S = 150  # that the fault may take to come about: no promise
 
@@ -112,6 +112,12 @@ def place(phase: str) -> str:
     return r"step \d+" if phase == "save" else "step 2"
 
 
+def waits(phase: str) -> str:
+    """And of a save the ranks tell each other through the store."""
+    collective = r"\w+ over \w+"
+    return f"({collective}|the wait for '.*')" if phase == "save" else collective
+
+
 @pytest.mark.parametrize(("kind", "phase", "size"), EVERY)
 def test_all_others_leave_in_time_and_say_why(struck, tiny, tmp_path, request, kind, phase, size):
     if (kind, phase, size) not in IN_CI and not request.config.getoption("--every-failure"):
@@ -125,7 +131,7 @@ def test_all_others_leave_in_time_and_say_why(struck, tiny, tmp_path, request, k
         text = struck.text(rank)
         assert code == 1, text
         (told,) = re.findall(rf"^error: (Rank {rank} stops in .*)", text, re.M)
-        assert re.match(rf"Rank {rank} stops in {place(phase)}, in \w+ over \w+", told), told
+        assert re.match(f"Rank {rank} stops in {place(phase)}, in {waits(phase)}", told), told
         if kind == "raise":
             assert re.search(f"Rank {victim} failed in {place(phase)}: ValueError: struck", told)
         elif victim == 0:  # which keeps the store
@@ -152,7 +158,7 @@ def test_the_launcher_leaves_in_time_and_leaves_nobody(
     code = struck.processes[0].wait(max(0, end - time.monotonic()))
     text = struck.text(0)
     assert code == 1, text
-    assert re.search(rf"Rank {1 - victim} stops in {place(phase)}, in \w+ over", text), text
+    assert re.search(f"Rank {1 - victim} stops in {place(phase)}, in {waits(phase)}", text), text
     if kind == "raise":
         assert f"ValueError: struck in {phase}" in text
     else:
