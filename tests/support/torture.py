@@ -57,10 +57,13 @@ def start(arguments: Sequence[str], ranks: int, log: Path) -> list[int]:
     return found
 
 
-def wait(children: list[int], until: float, run: Path, *, in_save: bool) -> list[int]:
-    """Wait until `until`, or for a save under way; the exit codes of those that end meanwhile."""
+def wait(children: list[int], until: float, run: Path, *, saves: int = 0) -> list[int]:
+    """Wait until `until`, or until so many saves were begun (0: whatever is saved); the exit codes
+    of those that end meanwhile.
+    """
     codes: list[int] = []
-    seen = {path.name for path in run.glob("checkpoints/.writing-*")}
+    before = {path.name for path in run.glob("checkpoints/.writing-*")}
+    seen = set(before)
     while len(codes) < len(children):
         for place, child in enumerate(children):
             if child:
@@ -70,7 +73,8 @@ def wait(children: list[int], until: float, run: Path, *, in_save: bool) -> list
                     codes.append(os.waitstatus_to_exitcode(status))
         if time.monotonic() > until:
             break
-        if in_save and any(p.name not in seen for p in run.glob("checkpoints/.writing-*")):
+        seen |= {path.name for path in run.glob("checkpoints/.writing-*")}
+        if saves and len(seen) - len(before) >= saves:
             break
         time.sleep(0.001)
     return codes
@@ -82,7 +86,7 @@ def main(folder: Path, kills: int, ranks: int, seed: int, arguments: list[str]) 
     fixed = [*arguments, "--run.dir", str(folder), "--train.steps", str(STEPS)]
     fixed += ["--checkpoint.every", str(EVERY), "--checkpoint.max_mb_per_s", "2"]
     begin = time.monotonic()
-    codes = wait(start([*fixed, "--name", "right"], ranks, log), 1e18, folder, in_save=False)
+    codes = wait(start([*fixed, "--name", "right"], ranks, log), 1e18, folder)
     whole_s = time.monotonic() - begin
     assert codes == [0] * ranks, log.read_text()[-3000:]
     wanted = result(folder / "right")
@@ -101,18 +105,18 @@ def main(folder: Path, kills: int, ranks: int, seed: int, arguments: list[str]) 
                 given = [*fixed, "--name", run.name]
             children = start(given, ranks, log)
             if not left or done >= kills:
-                codes = wait(children, 1e18, run, in_save=False)
+                codes = wait(children, 1e18, run)
                 assert codes == [0] * ranks, (given, codes, log.read_text()[-3000:])
                 break
             aimed = done % 2 == 0
             until = time.monotonic() + (60 if aimed else chance.uniform(0, whole_s))
-            codes = wait(children, until, run, in_save=aimed)
+            codes = wait(children, until, run, saves=chance.randint(1, 3) if aimed else 0)
             if aimed:
                 time.sleep(chance.uniform(0, 0.2))  # a write takes 0.15 s
             for child in chance.sample(children, ranks):
                 if child:
                     os.kill(child, signal.SIGKILL)
-            killed = wait(children, time.monotonic() + 60, run, in_save=False)
+            killed = wait(children, time.monotonic() + 60, run)
             assert all(code in (0, -9) for code in codes), (given, log.read_text()[-3000:])
             if -9 not in killed:
                 break  # it was done before
