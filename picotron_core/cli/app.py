@@ -72,8 +72,8 @@ def train(
     device: Device = "",
 ) -> int:
     """Train a model, by default on the source of Python's standard library."""
-    from picotron_core.cli.job import find_run
     from picotron_core.cli.launch import launch, without_nproc
+    from picotron_core.cli.resume import find_run
     from picotron_core.cli.train import run_training
 
     config, overrides = _split(rest)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,11 +9,9 @@ from pathlib import Path
 
 import torch
 
-from picotron_core.checkpoint.load import Checkpoint, find_checkpoint, load
-from picotron_core.checkpoint.manifest import Backend, Manifest
-from picotron_core.checkpoint.pieces import degrees_of
 from picotron_core.cli.console import View
 from picotron_core.cli.model import architecture_of
+from picotron_core.cli.resume import find, restore
 from picotron_core.cli.selection import (
     find_device,
     open_quarantine,
@@ -47,7 +44,7 @@ from picotron_core.parallel.agreement import (
     devices_of_all,
     evidence_of_all,
 )
-from picotron_core.parallel.mesh import Mesh, data_parallel_degree, make_mesh
+from picotron_core.parallel.mesh import Mesh, make_mesh
 from picotron_core.parallel.parallelize import parallelize, refuse_layout
 from picotron_core.parallel.timeline import Span, no_span
 from picotron_core.parallel.world import World
@@ -58,8 +55,6 @@ from picotron_core.registry.plugins import Registry
 from picotron_core.registry.quarantine import Quarantine, Used
 from picotron_core.registry.select import plugins_named
 from picotron_core.schema import Config
-
-log = logging.getLogger("picotron")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +144,7 @@ def prepare_job(
         ops = watch(ops)
         dtype = getattr(torch, precision.compute)
         place = torch.device(f"cuda:{world.local_rank}" if real.type == "cuda" else real.type)
-        found = _find(resume[1], config, tokens, world) if resume else None
+        found = find(resume[1], config, tokens, world) if resume else None
         facts = {
             "dtype": precision.compute,
             "data": tokens.key,
@@ -183,7 +178,7 @@ def prepare_job(
             )
         state = first_state(config, architecture, precision, ops, mesh, place, trace)
         if found:
-            _restore(state, found, selections)
+            restore(state, found, selections)
         if world.is_first:
             run_directory.rewind_metrics(run, state.step)
             _write_down(run, config, tokens, selections, device)
@@ -298,90 +293,6 @@ def _loss_scale(config: Config, precision: Precision, mesh: Mesh) -> LossScale |
     )
 
 
-def _find(wanted: Path, config: Config, tokens: Tokens, world: World) -> Checkpoint:
-    """The checkpoint to go on from, if these settings can."""
-    checkpoint = find_checkpoint(wanted, world)
-    step, facts = checkpoint.manifest.step, checkpoint.manifest.facts
-    if facts.data != tokens.key:
-        raise ConfigError(
-            f"{wanted} was trained on other data or another tokenizer than the settings give "
-            "now. Restore them, or start a new run."
-        )
-    if step >= config.train.steps:
-        raise ConfigError(
-            f"{checkpoint.folder.parent.parent} is already at step {step} of "
-            f"{config.train.steps}. Give --train.steps above {step} to go on."
-        )
-    _refuse_other_order(checkpoint.manifest, config, world)
-    return checkpoint
-
-
-def _refuse_other_order(manifest: Manifest, config: Config, world: World) -> None:
-    """The data's order is a function of seed, step and global batch: with others, samples would be
-    repeated and skipped.
-    """
-    train, was = config.train, manifest.facts.global_batch
-    if train.seed != manifest.facts.seed:
-        raise ConfigError(
-            f"train.seed is {train.seed}, but the checkpoint's samples were drawn with "
-            f"{manifest.facts.seed}. Leave it out, or start a new run."
-        )
-    replicas = _replicas(config, world)
-    if train.micro_batch * train.accumulation * replicas == was:
-        return
-    fits = [n for n in range(1, was // replicas + 1) if was % (replicas * n) == 0]
-    if not fits:
-        raise ConfigError(
-            f"The checkpoint's steps have {was} samples, which {replicas} replicas cannot share. "
-            f"Start a number of ranks that gives a divisor of {was} replicas."
-        )
-    micro = max(n for n in fits if n <= train.micro_batch)
-    flags = f"--train.accumulation {was // (replicas * micro)}"
-    if micro != train.micro_batch:
-        flags = f"--train.micro_batch {micro} {flags}"
-    raise ConfigError(
-        f"A step would have {train.micro_batch} x {train.accumulation} x {replicas} replicas = "
-        f"{train.micro_batch * train.accumulation * replicas} samples, but has had {was} until "
-        f"now: samples would be repeated or skipped. Keep them with {flags}."
-    )
-
-
-def _replicas(config: Config, world: World) -> int:
-    degrees = config.parallel
-    return data_parallel_degree(world.size, pp=degrees.pp, cp=degrees.cp, tp=degrees.tp)
-
-
-def _restore(state: TrainState, checkpoint: Checkpoint, selections: tuple[Selection, ...]) -> None:
-    load(state, checkpoint)
-    log.info("resumed from %s", checkpoint.folder)
-    manifest = checkpoint.manifest
-    before = {entry.op: (entry.backend, entry.dtype) for entry in manifest.facts.backends}
-    for now in backends_of(selections):
-        if before.get(now.op, (now.backend, now.dtype)) != (now.backend, now.dtype):
-            log.warning(
-                "%s was %s in %s until now, is %s in %s from here on: the losses will differ in "
-                "their last digits",
-                *(now.op, *before[now.op], now.backend, now.dtype),
-            )
-    was, here = manifest.layout, degrees_of(state)
-    if was != here:
-        log.info("saved by %s, goes on with %s: sums are added in another order", was, here)
-
-
-def backends_of(selections: tuple[Selection, ...]) -> list[Backend]:
-    """Who serves what, as a checkpoint keeps it."""
-    return [
-        Backend(
-            op=selection.op,
-            backend=selection.chosen.qualified_name,
-            distribution=selection.chosen.provider.distribution,
-            version=selection.chosen.provider.version,
-            dtype=selection.requests[0].dtype,
-        )
-        for selection in selections
-    ]
-
-
 def _write_down(
     run: RunDirectory,
     config: Config,
@@ -394,24 +305,3 @@ def _write_down(
     resolved = config.model_copy(update={"backends": asked, "run": named})
     run_directory.describe(run, resolved, selections, device)
     tokens.tokenizer.save(run.tokenizer)
-
-
-def find_run(wish: str, runs: str) -> tuple[RunDirectory, Path]:
-    """The run to continue, and the folder to look for its checkpoint in.
-
-    Args:
-        wish: a run's folder, one of its checkpoints, or auto for the newest run in `runs`.
-    """
-    if wish == "auto":
-        configs = Path(runs).expanduser().glob("*/config.toml")
-        saved = [path for path in configs if any(path.parent.glob("checkpoints/step-*"))]
-        newest = max(saved, key=lambda path: path.stat().st_mtime, default=None)
-        if newest is None:
-            raise ConfigError(f"--resume auto: no run in {runs}/ has a checkpoint to go on from.")
-        return RunDirectory(newest.parent), newest.parent
-    path = wanted = Path(wish)
-    if path.parent.name == "checkpoints":
-        path = path.parent.parent
-    if not (path / "config.toml").is_file():
-        raise ConfigError(f"--resume {wish}: no run there (no config.toml). See the folder runs/.")
-    return RunDirectory(path), wanted

@@ -15,7 +15,8 @@ from picotron_core.checkpoint.save import Saver
 from picotron_core.cli import INTERRUPTED
 from picotron_core.cli.console import View, open_view
 from picotron_core.cli.generate import write_text
-from picotron_core.cli.job import Job, backends_of, prepare_job
+from picotron_core.cli.job import Job, prepare_job
+from picotron_core.cli.resume import backends_of
 from picotron_core.cli.stop import REQUEUE, Stop, listening, seconds_of
 from picotron_core.config import Settings
 from picotron_core.engine import run_directory

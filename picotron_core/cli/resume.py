@@ -1,0 +1,125 @@
+"""Going on with a run: which one, from which checkpoint, and whether these settings can."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from picotron_core.checkpoint.load import Checkpoint, find_checkpoint, load
+from picotron_core.checkpoint.manifest import Backend, Manifest
+from picotron_core.checkpoint.pieces import degrees_of
+from picotron_core.data.tokens import Tokens
+from picotron_core.engine.run_directory import RunDirectory
+from picotron_core.engine.state import TrainState
+from picotron_core.errors import ConfigError
+from picotron_core.parallel.mesh import data_parallel_degree
+from picotron_core.parallel.world import World
+from picotron_core.registry import Selection
+from picotron_core.schema import Config
+
+log = logging.getLogger("picotron")
+
+
+def find_run(wish: str, runs: str) -> tuple[RunDirectory, Path]:
+    """The run to continue, and the folder to look for its checkpoint in.
+
+    Args:
+        wish: a run's folder, one of its checkpoints, or auto for the newest run in `runs`.
+    """
+    if wish == "auto":
+        configs = Path(runs).expanduser().glob("*/config.toml")
+        saved = [path for path in configs if any(path.parent.glob("checkpoints/step-*"))]
+        newest = max(saved, key=lambda path: path.stat().st_mtime, default=None)
+        if newest is None:
+            raise ConfigError(f"--resume auto: no run in {runs}/ has a checkpoint to go on from.")
+        return RunDirectory(newest.parent), newest.parent
+    path = wanted = Path(wish)
+    if path.parent.name == "checkpoints":
+        path = path.parent.parent
+    if not (path / "config.toml").is_file():
+        raise ConfigError(f"--resume {wish}: no run there (no config.toml). See the folder runs/.")
+    return RunDirectory(path), wanted
+
+
+def find(wanted: Path, config: Config, tokens: Tokens, world: World) -> Checkpoint:
+    """The checkpoint to go on from, if these settings can."""
+    checkpoint = find_checkpoint(wanted, world)
+    step, facts = checkpoint.manifest.step, checkpoint.manifest.facts
+    if facts.data != tokens.key:
+        raise ConfigError(
+            f"{wanted} was trained on other data or another tokenizer than the settings give "
+            "now. Restore them, or start a new run."
+        )
+    if step >= config.train.steps:
+        raise ConfigError(
+            f"{checkpoint.folder.parent.parent} is already at step {step} of "
+            f"{config.train.steps}. Give --train.steps above {step} to go on."
+        )
+    _refuse_other_order(checkpoint.manifest, config, world)
+    return checkpoint
+
+
+def _refuse_other_order(manifest: Manifest, config: Config, world: World) -> None:
+    """The data's order is a function of seed, step and global batch: with others, samples would be
+    repeated and skipped.
+    """
+    train, was = config.train, manifest.facts.global_batch
+    if train.seed != manifest.facts.seed:
+        raise ConfigError(
+            f"train.seed is {train.seed}, but the checkpoint's samples were drawn with "
+            f"{manifest.facts.seed}. Leave it out, or start a new run."
+        )
+    replicas = _replicas(config, world)
+    if train.micro_batch * train.accumulation * replicas == was:
+        return
+    fits = [n for n in range(1, was // replicas + 1) if was % (replicas * n) == 0]
+    if not fits:
+        raise ConfigError(
+            f"The checkpoint's steps have {was} samples, which {replicas} replicas cannot share. "
+            f"Start a number of ranks that gives a divisor of {was} replicas."
+        )
+    micro = max(n for n in fits if n <= train.micro_batch)
+    flags = f"--train.accumulation {was // (replicas * micro)}"
+    if micro != train.micro_batch:
+        flags = f"--train.micro_batch {micro} {flags}"
+    raise ConfigError(
+        f"A step would have {train.micro_batch} x {train.accumulation} x {replicas} replicas = "
+        f"{train.micro_batch * train.accumulation * replicas} samples, but has had {was} until "
+        f"now: samples would be repeated or skipped. Keep them with {flags}."
+    )
+
+
+def _replicas(config: Config, world: World) -> int:
+    degrees = config.parallel
+    return data_parallel_degree(world.size, pp=degrees.pp, cp=degrees.cp, tp=degrees.tp)
+
+
+def restore(state: TrainState, checkpoint: Checkpoint, selections: tuple[Selection, ...]) -> None:
+    load(state, checkpoint)
+    log.info("resumed from %s", checkpoint.folder)
+    manifest = checkpoint.manifest
+    before = {entry.op: (entry.backend, entry.dtype) for entry in manifest.facts.backends}
+    for now in backends_of(selections):
+        if before.get(now.op, (now.backend, now.dtype)) != (now.backend, now.dtype):
+            log.warning(
+                "%s was %s in %s until now, is %s in %s from here on: the losses will differ in "
+                "their last digits",
+                *(now.op, *before[now.op], now.backend, now.dtype),
+            )
+    was, here = manifest.layout, degrees_of(state)
+    if was != here:
+        log.info("saved by %s, goes on with %s: sums are added in another order", was, here)
+
+
+def backends_of(selections: tuple[Selection, ...]) -> list[Backend]:
+    """Who serves what, as a checkpoint keeps it."""
+    return [
+        Backend(
+            op=selection.op,
+            backend=selection.chosen.qualified_name,
+            distribution=selection.chosen.provider.distribution,
+            version=selection.chosen.provider.version,
+            dtype=selection.requests[0].dtype,
+        )
+        for selection in selections
+    ]
