@@ -58,7 +58,7 @@ class Watchdog:
     heard: str = ""
     _place: str = "start-up"
     _until: float = 0.0  # it may go on, even if another rank fails
-    _waits: tuple[str, float] | None = None  # in what, and since when
+    _waits: Waiting | None = None  # the innermost, where one is within another
     _over: float = math.inf  # when it was heard that the run is over
     _code: int | None = None  # this rank has failed, and is to leave with it
     _signals: socket.socket | None = None  # what signals come, while the work is in C++
@@ -186,7 +186,8 @@ class Watchdog:
         with suppress(DistError):  # the store is gone: who asks will find out
             while True:
                 beat += 1
-                where = f"in {self._place}, {f'in {self._waits[0]}' if self._waits else 'at work'}"
+                waits = self._waits  # once: the main thread may come back meanwhile
+                where = f"in {self._place}, {f'in {waits.what}' if waits else 'at work'}"
                 seen = [beat, where, platform.node(), os.getpid()]
                 self.store.set(f"alive/{self.rank}", json.dumps(seen))
                 self._listen()
@@ -203,7 +204,7 @@ class Watchdog:
         while not self._stopped.is_set():
             told_to_end |= signal.SIGTERM in self._signals_within(POLL_S)
             now, waits = time.monotonic(), self._waits
-            waited_s = now - waits[1] if waits else 0.0
+            waited_s = now - waits.since if waits else 0.0
             over = now > self._over + GRACE_S
             if self._code is not None and over:
                 _leave(self._code)
@@ -217,36 +218,38 @@ class Watchdog:
         ready, _, _ = select.select([self._signals], [], [], seconds)
         return self._signals.recv(64) if ready else b""
 
-    def _end(self, waits: tuple[str, float] | None, *, late: bool) -> None:
+    def _end(self, waits: Waiting | None, *, late: bool) -> None:
         """Leave without the work, if it does not come back and there is a reason to say."""
-        words = self.explain(waits[0] if waits else "", late=late)
+        words = self.explain(waits.what if waits else "", late=late)
         if words and self._code is None and self._waits is waits:
             self._tell(words)
             os.write(2, f"error: {words}\n".encode())  # Python's buffers may be locked by the work
             _leave(1)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Waiting:
     """See `Watchdog.waiting`."""
 
     watchdog: Watchdog
     what: str
+    since: float = 0.0
+    _around: Waiting | None = None  # which goes on after this one
 
     def __enter__(self) -> None:
         dog = self.watchdog
         if dog.heard:
             raise LostRankError(dog.explain(self.what, late=False))
-        dog._waits = (self.what, time.monotonic())
+        self.since, self._around = time.monotonic(), dog._waits
+        dog._waits = self
 
     def __exit__(
         self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
     ) -> None:
         dog = self.watchdog
-        since = dog._waits[1] if dog._waits else 0.0
-        dog._waits = None
+        dog._waits = self._around
         if dog.size > 1 and isinstance(error, RuntimeError):  # what torch raises, by various names
-            late = time.monotonic() - since >= 0.9 * dog.timeout_s
+            late = time.monotonic() - self.since >= 0.9 * dog.timeout_s
             if words := dog.explain(self.what, late=late):
                 raise LostRankError(words) from error
 

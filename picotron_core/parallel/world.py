@@ -40,7 +40,7 @@ class World:
         if self.size == 1:
             return make()
         if self.is_first:
-            self.store.set(key, make())
+            self._tell(key, make())
         return self._wait_for(key)
 
     def gather(self, key: str, value: str) -> list[str]:
@@ -71,10 +71,10 @@ class World:
                 question, answer = f"{key}/{rank}/{turn}/asked", f"{key}/{rank}/{turn}/told"
                 if self.is_first:
                     self._wait_for(question, pause=False)
-                    self.store.set(answer, str(time.monotonic_ns()))
+                    self._tell(answer, str(time.monotonic_ns()))
                 elif rank == self.rank:
                     asked = time.monotonic_ns()
-                    self.store.set(question, "")
+                    self._tell(question, "")
                     theirs = int(self._wait_for(answer, pause=False))
                     heard = time.monotonic_ns()
                     offsets.append(((heard - asked) // 2, (heard + asked) // 2 - theirs))
@@ -88,9 +88,16 @@ class World:
         self.gather("the end", "")
         if self.is_first:  # the last to go, as it may keep the store
             self._wait_for("left")
-        elif self.store.add("leaving", 1) == self.size - 1:
-            self.store.set("left", "")
+        else:
+            with self.watchdog.waiting("the store's answer to 'leaving'"):
+                if self.store.add("leaving", 1) == self.size - 1:
+                    self.store.set("left", "")
         self.watchdog.stop()
+
+    def _tell(self, key: str, value: str) -> None:
+        """Even this is a wait: the store of a stopped process takes a word and never answers."""
+        with self.watchdog.waiting(f"the store's answer to {key!r}"):
+            self.store.set(key, value)
 
     def _wait_for(self, key: str, *, pause: bool = True) -> str:
         what = f"the wait for {key!r}"

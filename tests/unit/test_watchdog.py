@@ -1,0 +1,92 @@
+"""What a rank's watchdog knows and says, by two of them over one store in memory."""
+
+import threading
+
+import pytest
+from torch.distributed import HashStore
+
+from picotron_core.parallel import watchdog as module
+from picotron_core.parallel.watchdog import Watchdog
+from picotron_core.parallel.world import World
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    """Looks that take a fifth of a second."""
+    monkeypatch.setattr(module, "POLL_S", 0.05)
+    monkeypatch.setattr(module, "SILENT_S", 0.2)
+
+
+class Beating:
+    """Rank `rank` of two is alive in `store`, within a `with`."""
+
+    def __init__(self, store, rank):
+        self.dog = Watchdog(rank=rank, size=2, store=store)
+
+    def __enter__(self):
+        self.thread = threading.Thread(target=self.dog._beat)
+        self.thread.start()
+        return self.dog
+
+    def __exit__(self, *_):
+        self.dog._stopped.set()
+        self.thread.join()
+
+
+def test_a_wait_within_another_leaves_it_as_it_was():
+    dog = Watchdog()
+    with dog.waiting("the outer"):
+        outer = dog._waits
+        with dog.waiting("the inner"):
+            assert dog._waits.what == "the inner"
+        assert dog._waits is outer
+        with pytest.raises(KeyError), dog.waiting("the failing"):
+            raise KeyError
+        assert dog._waits is outer
+    assert dog._waits is None
+
+
+def test_an_error_of_our_own_around_a_wait_stays_what_it_is(soon):
+    store = HashStore()
+    dog = Watchdog(rank=0, size=2, timeout_s=60, store=store)
+    with Beating(store, 1), pytest.raises(RuntimeError, match="some bug"), dog.waiting("the outer"):
+        with dog.waiting("the inner"):
+            pass
+        raise RuntimeError("some bug")
+
+
+class Noting:
+    """A store that notes whether the main thread is watched as it asks."""
+
+    def __init__(self, store, dog):
+        self.store, self.dog, self.unwatched = store, dog, []
+
+    def __getattr__(self, name):
+        def ask(*args):
+            if self.dog._waits is None:
+                self.unwatched.append((name, *args))
+            return getattr(self.store, name)(*args)
+
+        return ask
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_no_word_to_the_store_is_unwatched(rank):
+    shared = HashStore()
+
+    def world_of(rank, store, dog):
+        return World(rank=rank, size=2, store=store, watchdog=dog)
+
+    def talk(world):
+        world.share("shared", lambda: "")
+        world.gather("gathered", "")
+        world.clock_offset("clock")
+        world.leave()
+
+    dog = Watchdog()
+    store = Noting(shared, dog)
+    other = threading.Thread(target=talk, args=[world_of(1 - rank, shared, Watchdog())])
+    other.start()
+    talk(world_of(rank, store, dog))
+    other.join()
+    assert not store.unwatched
