@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial, wraps
@@ -43,14 +44,15 @@ class Both:
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A collective under way, whose failing names the rank that is missing."""
+    """A collective under way, since when, whose failing names the rank that is missing."""
 
     work: Work
     what: str
+    since: float
     watchdog: Watchdog
 
     def wait(self) -> None:
-        with self.watchdog.waiting(self.what):
+        with self.watchdog.waiting(self.what, since=self.since):
             self.work.wait()
 
 
@@ -60,9 +62,10 @@ def _watched(say: Callable[Concatenate[Axis, P], Work]) -> Callable[Concatenate[
     @wraps(say)
     def watched(axis: Axis, /, *args: P.args, **kwargs: P.kwargs) -> Work:
         what = f"{say.__name__} over {axis.name}"
-        with axis.watchdog.waiting(what):
+        since = time.monotonic()
+        with axis.watchdog.waiting(what, since=since):
             work = say(axis, *args, **kwargs)
-        return Watched(work, what, axis.watchdog)
+        return Watched(work, what, since, axis.watchdog)
 
     return watched
 

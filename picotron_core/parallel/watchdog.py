@@ -91,11 +91,15 @@ class Watchdog:
         """
         self._place, self._until = place, time.monotonic() + patience_s
 
-    def waiting(self, what: str) -> Waiting:
+    def waiting(self, what: str, *, since: float | None = None) -> Waiting:
         """While this rank waits for others, as in "rank 1 stops in step 7, in WHAT". An error of
         the transport within becomes one that names who is missing.
+
+        Args:
+            since: by `time.monotonic`, where what it waits for began earlier: from when a
+                transport counts.
         """
-        return Waiting(self, what)
+        return Waiting(self, what, time.monotonic() if since is None else since)
 
     def fail(self, error: BaseException) -> None:
         """Tell the other ranks that this one will not come. What then holds it up is not waited
@@ -233,15 +237,14 @@ class Waiting:
 
     watchdog: Watchdog
     what: str
-    since: float = 0.0
+    since: float
     _around: Waiting | None = None  # which goes on after this one
 
     def __enter__(self) -> None:
         dog = self.watchdog
         if dog.heard:
             raise LostRankError(dog.explain(self.what, late=False))
-        self.since, self._around = time.monotonic(), dog._waits
-        dog._waits = self
+        self._around, dog._waits = dog._waits, self
 
     def __exit__(
         self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None

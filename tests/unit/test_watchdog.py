@@ -1,11 +1,15 @@
 """What a rank's watchdog knows and says, by two of them over one store in memory."""
 
 import threading
+from threading import Event
 
 import pytest
+import torch
 from torch.distributed import HashStore
 
+from picotron_core.errors import LostRankError
 from picotron_core.parallel import watchdog as module
+from picotron_core.parallel.mesh import Axis
 from picotron_core.parallel.watchdog import Watchdog
 from picotron_core.parallel.world import World
 
@@ -49,10 +53,15 @@ def test_a_wait_within_another_leaves_it_as_it_was():
 def test_an_error_of_our_own_around_a_wait_stays_what_it_is(soon):
     store = HashStore()
     dog = Watchdog(rank=0, size=2, timeout_s=60, store=store)
-    with Beating(store, 1), pytest.raises(RuntimeError, match="some bug"), dog.waiting("the outer"):
-        with dog.waiting("the inner"):
-            pass
-        raise RuntimeError("some bug")
+
+    def with_a_bug():
+        with dog.waiting("the outer"):
+            with dog.waiting("the inner"):
+                pass
+            raise RuntimeError("some bug")
+
+    with Beating(store, 1), pytest.raises(RuntimeError, match="some bug"):
+        with_a_bug()
 
 
 class Noting:
@@ -90,3 +99,25 @@ def test_no_word_to_the_store_is_unwatched(rank):
     talk(world_of(rank, store, dog))
     other.join()
     assert not store.unwatched
+
+
+class Late:
+    """Work that fails when it is waited for."""
+
+    def wait(self):
+        raise RuntimeError("Timed out waiting 5000ms for recv operation to complete")
+
+
+def test_a_collective_is_late_from_its_start_and_not_from_the_wait_for_it(soon):
+    class Comm:
+        def all_reduce(self, tensor, **_):
+            return Late()
+
+    store = HashStore()
+    dog = Watchdog(rank=0, size=2, timeout_s=0.5, store=store)
+    axis = Axis(name="dp", ranks=(0, 1), index=0, comm=Comm(), watchdog=dog)
+    with Beating(store, 1):
+        work = axis.all_reduce(torch.ones(1), async_op=True)
+        Event().wait(0.5)  # as over a long backward
+        with pytest.raises(LostRankError, match=r"in all_reduce over dp: it took longer than 0\.5"):
+            work.wait()
