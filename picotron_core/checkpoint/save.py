@@ -189,7 +189,8 @@ class Saver:
         flags = torch.tensor([float(flag) for flag in (busy, *mine)], device=device)
         # over all ranks: all_reduce(max), the one word that a step costs
         world.all_reduce(flags, op="max")
-        busy, *said = (bool(flag) for flag in flags.tolist())
+        with world.watchdog.waiting("all_reduce over world"):  # a wait for the device
+            busy, *said = (bool(flag) for flag in flags.tolist())
         if self._flight and not busy:
             begin = time.monotonic()
             self._go_on(self._flight)

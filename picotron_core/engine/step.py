@@ -17,6 +17,7 @@ from picotron_core.ops.loss import IGNORE_INDEX
 from picotron_core.ops.optimizer import AdamW
 from picotron_core.parallel.context import own
 from picotron_core.parallel.mesh import Axis
+from picotron_core.parallel.placing import placed
 from picotron_core.parallel.timeline import Span, no_span
 from picotron_core.schema import Train
 
@@ -65,8 +66,8 @@ def train_step(
 
     loss_sum, tokens, square = sums
     norm = square.sqrt() / (tokens * factor)
-    # The step's one wait for the device: a gradient that is not finite must not reach the weights.
-    # On a GPU it is here that a rank waits for one that is lost.
+    # The update's one wait for the device: a gradient that is not finite must not reach the
+    # weights. On a GPU it is here that a rank waits for one that is lost.
     with state.layout.mesh.world.watchdog.waiting("all_reduce over world"):
         mean, grad_norm, count = torch.stack([loss_sum / tokens, norm, tokens]).tolist()
     bad = not (math.isfinite(mean) and math.isfinite(grad_norm))
@@ -105,7 +106,8 @@ def evaluate(state: TrainState, batches: Iterable[Batch]) -> float:
         for batch in batches:
             sums += _loss_and_tokens(state, [batch_loss(state, batch)], [batch])
     state.layout.mesh.world.all_reduce(sums)  # over all ranks: all_reduce(sum)
-    return float(sums[0] / sums[1])
+    with state.layout.mesh.world.watchdog.waiting("all_reduce over world"):
+        return float(sums[0] / sums[1])
 
 
 def decays(name: str, parameter: Tensor) -> bool:
@@ -122,9 +124,9 @@ def part_of(batch: Batch, cp: Axis) -> Batch:
 def batch_loss(state: TrainState, batch: Batch) -> Tensor:
     """The sum of the losses of one micro-batch."""
     device = state.device
-    doc_ids = None if batch.doc_ids is None else batch.doc_ids.to(device)
-    inputs = batch.inputs.to(device)
-    targets = batch.targets.to(device)
+    doc_ids = None if batch.doc_ids is None else placed(batch.doc_ids, device)
+    inputs = placed(batch.inputs, device)
+    targets = placed(batch.targets, device)
     return state.model.loss(inputs, targets, doc_ids=doc_ids)
 
 
@@ -156,7 +158,7 @@ def _loss_and_tokens(
     if state.layout.has_loss:
         for loss, batch in zip(losses, batches, strict=True):
             sums[0] += loss.detach().double()
-            sums[1] += (batch.targets != IGNORE_INDEX).sum().to(sums.device)
+            sums[1] += int((batch.targets != IGNORE_INDEX).sum())  # counted on the host
     return sums
 
 

@@ -20,6 +20,7 @@ from picotron_core.errors import ConfigError
 from picotron_core.model.llama import Llama
 from picotron_core.ops.comm import Work
 from picotron_core.parallel.mesh import Axis, Mesh
+from picotron_core.parallel.placing import placed
 from picotron_core.parallel.schedules import afab, interleaved, one_f_one_b
 from picotron_core.parallel.schedules.action import Action
 from picotron_core.parallel.timeline import Span, no_span
@@ -203,8 +204,8 @@ class Pipeline:
         model = self.model
         parameter = next(model.parameters())
         device = parameter.device
-        inputs = batch.inputs.to(device)
-        doc_ids = None if batch.doc_ids is None else batch.doc_ids.to(device)
+        inputs = placed(batch.inputs, device)
+        doc_ids = None if batch.doc_ids is None else placed(batch.doc_ids, device)
         hidden = None
         if not self.is_first(chunk):
             B, T = inputs.shape
@@ -215,7 +216,7 @@ class Pipeline:
         with self.span("forward", micro_batch=number, chunk=chunk):
             out: Tensor = model(inputs, doc_ids=doc_ids, hidden=hidden, layers=self.layers[chunk])
             if self.is_last(chunk):
-                out = model.loss_after(out, batch.targets.to(device))
+                out = model.loss_after(out, placed(batch.targets, device))
         return hidden, out
 
 

@@ -68,6 +68,20 @@ def test_training_changes_the_state_while_the_copy_is_written(tmp_path):
     assert saving.save().name == "step-00000002"
 
 
+def test_the_look_at_what_all_said_is_watched(tmp_path, monkeypatch):
+    """On a GPU it waits for the ranks, of which one may be lost."""
+    state, watched = state_at(1), []
+    dog, real = state.layout.mesh.world.watchdog, torch.Tensor.tolist
+
+    def look_at(tensor):
+        watched.append(dog._waits is not None)
+        return real(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", look_at)
+    assert saver(state, tmp_path).boundary(True, False) == (True, False)
+    assert watched == [True]
+
+
 def test_with_too_little_memory_it_waits_for_the_disk_instead(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("picotron_core.checkpoint.snapshot.available_bytes", lambda: 1000)
     state = state_at(1)

@@ -214,3 +214,23 @@ def test_evaluation_is_the_mean_over_all_tokens_and_changes_nothing(ops):
     assert found == pytest.approx(mean_loss(state.model, joined(parts)).item(), rel=1e-5)
     assert all(torch.equal(master, before[name]) for name, master in state.masters.items())
     assert all(parameter.grad is None for parameter in state.model.parameters())
+
+
+def test_every_look_at_the_devices_numbers_is_watched(ops, monkeypatch):
+    """On a GPU it is there that a rank waits for one that is lost."""
+    state = state_of(ops)
+    dog = state.layout.mesh.world.watchdog
+    watched = []
+
+    def noted(look):
+        def look_at(tensor):
+            watched.append(dog._waits is not None)
+            return look(tensor)
+
+        return look_at
+
+    for name in ("tolist", "item", "__float__", "__bool__"):
+        monkeypatch.setattr(torch.Tensor, name, noted(getattr(torch.Tensor, name)))
+    train_step(state, batches(2), ops, lr=0.1, train=Train())
+    evaluate(state, batches(2))
+    assert watched == [True, True]
