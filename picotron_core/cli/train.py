@@ -118,6 +118,7 @@ def _loop(job: Job, view: View, stop: Stop, saver: Saver) -> int:
         span=job.span,
     )
     interval = Interval(job.config.checkpoint.every, saver)
+    metrics = run_directory.Metrics(job.run)
     interrupted = ended = False
     if job.trace:
         records = job.trace.recorded(records, left=job.config.train.steps - job.state.step)
@@ -127,18 +128,19 @@ def _loop(job: Job, view: View, stop: Stop, saver: Saver) -> int:
         _saved_if_not_finite(job, saver),
     ):
         for of_this_step in records:
-            if job.world.is_first:
-                for record in of_this_step:
-                    run_directory.append_metrics(job.run, record)
-                    notify(job.registry, "picotron_on_step", record=run_directory.as_line(record))
-                    view.show(record)
             step = job.state.step
             step_s = next(r.step_s for r in of_this_step if isinstance(r, StepRecord))
             late = stop.is_late(step_s=step_s, save_s=saver.expected_s)
             due = interval.due(step, step_s) and job.world.is_first
             saved = saver.saved
             # All ranks must leave the loop at the same step, whichever was asked to.
+            # Before anything else is written: of a save that failed it leaves nothing on the disk.
             interrupted, ended, due = saver.boundary(stop.interrupted, stop.ended or late, due)
+            if job.world.is_first:
+                for record in of_this_step:
+                    metrics.append(record)
+                    notify(job.registry, "picotron_on_step", record=run_directory.as_line(record))
+                    view.show(record)
             if saver.saved != saved and job.world.is_first:
                 _tell(saver, interval)
             if interrupted or ended:

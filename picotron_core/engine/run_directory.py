@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -26,6 +28,7 @@ if TYPE_CHECKING:  # reading a run must not wait for torch
     from picotron_core.engine.metrics import Record
 
 DEPENDENCIES = ("torch", "transformers", "tokenizers", "safetensors", "pluggy", "numpy", "picotron")
+log = logging.getLogger("picotron")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +150,43 @@ def as_line(record: Record) -> dict[str, Any]:
 
 
 def append_metrics(run: RunDirectory, record: Record) -> None:
-    with _or_run_error(run.metrics), run.metrics.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(as_line(record)) + "\n")
+    """Append a whole line, or nothing: half a line would spoil those that come after it.
+
+    Raises: OSError.
+    """
+    line = memoryview((json.dumps(as_line(record)) + "\n").encode())
+    with run.metrics.open("ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            while line:
+                line = line[file.write(line) :]
+        except OSError:
+            file.truncate(end)
+            raise
+
+
+class Metrics:
+    """Appends to metrics.jsonl. Lines that a full disk refuses wait for a later step: what a run
+    tells of itself is not worth the run.
+    """
+
+    def __init__(self, run: RunDirectory) -> None:
+        self.run = run
+        self.waiting: deque[Record] = deque()
+
+    def append(self, record: Record) -> None:
+        refused_before = bool(self.waiting)
+        self.waiting.append(record)
+        try:
+            while self.waiting:
+                append_metrics(self.run, self.waiting[0])
+                self.waiting.popleft()
+        except OSError as error:
+            if not refused_before:
+                log.warning(
+                    "Cannot write %s: %s. What is measured is kept in memory until it can be.",
+                    *(self.run.metrics, error.strerror),
+                )
 
 
 def read_metrics(run: RunDirectory) -> Iterator[dict[str, Any]]:

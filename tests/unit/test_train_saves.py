@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import signal
 import struct
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from picotron_core.checkpoint import save as saves
 from picotron_core.checkpoint.disk import Disk
-from picotron_core.engine import run_directory
+from picotron_core.checkpoint.interval import Interval
 
 EVERY = ("--train.steps", "8", "--checkpoint.every", "2", "--checkpoint.keep", "9")
 
@@ -37,19 +38,23 @@ def whole(picotron, tiny, tmp_path):
     return tmp_path / "runs" / "whole"
 
 
+def at_each_step(monkeypatch, what):
+    """Do what[step]() as that step ends, before its save and its line of the metrics."""
+    due = Interval.due
+
+    def then_due(self, step, step_s):
+        what.get(step, lambda: None)()
+        return due(self, step, step_s)
+
+    monkeypatch.setattr(Interval, "due", then_due)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_schedulers_signal_saves_and_asks_to_be_started_again(
     whole, picotron, tiny, tmp_path, monkeypatch, number
 ):
     """Sent to this very process, from within its third step."""
-    append = run_directory.append_metrics
-
-    def at_step_3(run, record):
-        append(run, record)
-        if record.step == 3:
-            os.kill(os.getpid(), number)
-
-    monkeypatch.setattr(run_directory, "append_metrics", at_step_3)
+    at_each_step(monkeypatch, {3: lambda: os.kill(os.getpid(), number)})
     code, out, _ = picotron("train", *tiny, *EVERY, "--name", "cut")
     monkeypatch.undo()
     assert code == 75
@@ -103,6 +108,32 @@ def test_a_disk_that_refuses_now_and_then_does_not_stop_training(
     assert code == 1
     assert "No space left on device" in err
     assert "Saves that failed in a row: 2" in err
+
+
+def test_a_full_disk_takes_neither_saves_nor_metrics_and_does_not_stop_training(
+    whole, picotron, tiny, tmp_path, monkeypatch
+):
+    """The kernel refuses to let any file grow beyond where metrics.jsonl is, in mid line."""
+    run = tmp_path / "runs" / "full"
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill():
+        room = (run / "metrics.jsonl").stat().st_size + 50
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, former[1]))
+
+    def free():
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+
+    at_each_step(monkeypatch, {2: fill, 6: free})
+    try:
+        code, out, err = picotron("train", *tiny, *EVERY, "--name", "full")
+    finally:
+        free()
+    assert code == 0, err
+    assert out.count("metrics.jsonl: File too large") == 1
+    assert "not saved: " in out
+    assert losses(run) == losses(whole)
+    assert numbers(run, 8) == numbers(whole, 8)
 
 
 def poison(folder: Path) -> None:
