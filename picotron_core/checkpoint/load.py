@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from picotron_core.checkpoint.commit import listed
-from picotron_core.checkpoint.header import FLOAT32_BYTES, MASTER, Header, decode
+from picotron_core.checkpoint.header import FLOAT32_BYTES, LIMIT, MASTER, Header, decode
 from picotron_core.checkpoint.manifest import MANIFEST, Manifest, read_manifest, verify
 from picotron_core.checkpoint.pieces import held, numbers_of, tensors
 from picotron_core.checkpoint.rng import set_rng_states
@@ -23,6 +24,7 @@ from picotron_core.files import open_regular
 from picotron_core.parallel.piece import Piece, common, covered_once, whole
 from picotron_core.parallel.world import World
 
+FILLED = 2  # slices are filled up to equal width: never to twice a tensor of a row for each
 log = logging.getLogger("picotron")
 
 
@@ -69,7 +71,9 @@ def open_checkpoint(folder: Path, *, part: int = 0, parts: int = 1) -> Checkpoin
     Raises: DamagedFileError that names the file.
     """
     manifest = read_manifest(folder)
-    headers = {}
+    _refuse_other_sizes(folder, manifest)
+    headers: dict[str, Header] = {}
+    found: Counter[str] = Counter()
     for name, entry in manifest.files.items():
         try:
             with open_regular(folder / name) as file:
@@ -83,6 +87,13 @@ def open_checkpoint(folder: Path, *, part: int = 0, parts: int = 1) -> Checkpoin
             (kind, parameter) for kind in manifest.kinds for parameter in headers[name].pieces
         } or len(headers[name].offsets) != len(manifest.kinds) * len(headers[name].pieces):
             raise DamagedFileError(f"{folder / name} is damaged (other tensors than the manifest).")
+        for parameter, piece in headers[name].pieces.items():  # now: headers are kept, files many
+            found[parameter] += piece.size
+            if found[parameter] > FILLED * piece.numel:
+                raise DamagedFileError(
+                    f"{folder / name} is damaged (the files up to it hold more than all of "
+                    f"{parameter})."
+                )
     for name, shape in manifest.parameters.items():
         pieces = [header.pieces[name] for header in headers.values() if name in header.pieces]
         if not covered_once(pieces, prod(shape)):
@@ -91,6 +102,17 @@ def open_checkpoint(folder: Path, *, part: int = 0, parts: int = 1) -> Checkpoin
             )
     verify(folder, manifest, part=part, parts=parts)  # last: it reads every byte
     return Checkpoint(folder=folder, manifest=manifest, headers=headers)
+
+
+def _refuse_other_sizes(folder: Path, manifest: Manifest) -> None:
+    """Before any file is opened: they must have room for every number once, and little more."""
+    numbers = sum(prod(shape) for shape in manifest.parameters.values())
+    least = FLOAT32_BYTES * len(manifest.kinds) * numbers
+    if not least <= manifest.bytes <= FILLED * least + (8 + LIMIT) * len(manifest.files):
+        raise DamagedFileError(
+            f"{folder / MANIFEST} is damaged: its files have {manifest.bytes} bytes for tensors "
+            f"of {least}."
+        )
 
 
 def find_checkpoint(
@@ -138,7 +160,7 @@ def load(state: TrainState, checkpoint: Checkpoint) -> None:
     Raises: DamagedFileError where its tensors are not those of the model.
     """
     manifest = checkpoint.manifest
-    _refuse_other_models(state.layout.shapes, checkpoint)
+    _refuse_other_models(state.layout.shapes, [kind for kind, _ in tensors(state)], checkpoint)
     mine = held(state)
     for kind, of in tensors(state):
         for name, piece in mine.items():
@@ -157,14 +179,21 @@ def load(state: TrainState, checkpoint: Checkpoint) -> None:
 
 def load_weights_only(parameters: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
     """Fill a whole model's parameters, for generation."""
-    _refuse_other_models({n: t.shape for n, t in parameters.items()}, checkpoint)
+    _refuse_other_models({n: t.shape for n, t in parameters.items()}, [MASTER], checkpoint)
     for name, target in parameters.items():
         value = checkpoint.read(MASTER, name, whole(target.numel()))
         target.data.copy_(value.view(target.shape))
 
 
-def _refuse_other_models(mine: Mapping[str, torch.Size], checkpoint: Checkpoint) -> None:
+def _refuse_other_models(
+    mine: Mapping[str, torch.Size], kinds: Sequence[str], checkpoint: Checkpoint
+) -> None:
     folder, theirs = checkpoint.folder, checkpoint.manifest.parameters
+    if missing := sorted(set(kinds) - set(checkpoint.manifest.kinds)):
+        raise DamagedFileError(
+            f"{folder} has no tensors of the kinds {', '.join(missing)}, which training goes on "
+            "from: it was saved by something else."
+        )
     if mine.keys() != theirs.keys():
         odd = sorted(mine.keys() ^ theirs.keys())[0]
         raise DamagedFileError(

@@ -17,7 +17,7 @@ def write_manifest(folder: Path, manifest: Any) -> None:
     """As it is, with the checksum that belongs to it."""
     canonical = json.dumps(manifest, sort_keys=True).encode()
     vouched = {"manifest": manifest, "crc32": zlib.crc32(canonical)}
-    (folder / MANIFEST).write_text(json.dumps(vouched))
+    (folder / MANIFEST).write_text(json.dumps(vouched, indent=1))
 
 
 def write_file(folder: Path, content: bytes, name: str = FILE) -> None:
