@@ -10,14 +10,13 @@ al. 2020, arXiv:2006.15704, section 3.2), once an optimizer step, however many m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from picotron_core.ops.comm import Work
-from picotron_core.parallel.flat import Gradients, buckets_of, sizes_in_order
+from picotron_core.parallel.flat import Gradients, Shared, buckets_of
 from picotron_core.parallel.mesh import Axis
 
 
@@ -67,7 +66,7 @@ class Replicas:
 
     reduce: what gradients travel in; float32 keeps every bit.
     capacity: numbers in a bucket.
-    shared: parameters that other stages have as well, and the axis to add their gradients over.
+    shared: parameters whose gradients are to be added over another axis as well.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class Replicas:
         axis: Axis,
         reduce: torch.dtype = torch.float32,
         capacity: int = 0,
-        shared: Mapping[str, Axis] | None = None,
+        shared: Shared = (),
     ) -> None:
         self.axis = axis
         self.reduce = reduce if axis.size > 1 else torch.float32  # alone, nothing travels
@@ -92,13 +91,12 @@ class Replicas:
             model.to(device, dtype)
         self.parameters = dict(model.named_parameters())
         self.buckets = buckets_of(
-            sizes_in_order(self.masters, shared or {}),
+            {name: master.numel() for name, master in self.masters.items()},
             capacity=capacity if axis.size > 1 else 0,
             multiple=axis.size,
+            shared=shared,
         )
-        self._gradients = Gradients(
-            self.parameters, self.buckets, self._sum_over_ranks, shared or {}
-        )
+        self._gradients = Gradients(self.parameters, self.buckets, self._sum_over_ranks)
         self._on_their_way: list[tuple[Work, Tensor]] = []
 
     def expect(self, *, last: bool) -> None:
@@ -117,6 +115,7 @@ class Replicas:
             work, sent = self._on_their_way.pop(0)
             work.wait()
             buffer = sent.float()  # as it was sent, it goes
+            bucket.add_shared(buffer)
             for name, (start, stop) in bucket.spans.items():
                 found[name] = buffer[start:stop].view(self.masters[name].shape)
         return {name: found[name] for name in self.masters}

@@ -6,8 +6,9 @@ its way while backward still computes the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from weakref import proxy
 
 import torch
@@ -16,16 +17,37 @@ from torch import Tensor, nn
 from picotron_core.errors import RunError
 from picotron_core.parallel.mesh import Axis
 
+# Axes whose ranks have the same parameters, each with a part of their gradients; and these.
+Shared = Sequence[tuple[Axis, Collection[str]]]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bucket:
-    """spans: parameter -> its numbers [start, stop) in the bucket. size: of the bucket, padded."""
+    """spans: parameter -> its numbers [start, stop) in the bucket. size: of the bucket, padded.
+    shared: the axis of `Shared` parameters.
+    """
 
     spans: Mapping[str, tuple[int, int]]
     size: int
+    shared: Axis | None = None
+
+    def add_shared(self, gradient: Tensor) -> None:
+        """In place, once a step, when the sum over the data axis is done.
+
+        The buckets of all ranks of `shared` are alike, and so are the orders of their sums: what
+        they add up is the same on all of them, bit for bit, and copies stay copies.
+        """
+        if self.shared:
+            self.shared.all_reduce(gradient)  # all_reduce(sum) over ends, or tp
 
 
-def buckets_of(sizes: Mapping[str, int], *, capacity: int, multiple: int = 1) -> tuple[Bucket, ...]:
+def buckets_of(
+    sizes: Mapping[str, int],
+    *,
+    capacity: int,
+    multiple: int = 1,
+    shared: Shared = (),
+) -> tuple[Bucket, ...]:
     """Fill buckets from the last parameter to the first.
 
     Args:
@@ -33,30 +55,31 @@ def buckets_of(sizes: Mapping[str, int], *, capacity: int, multiple: int = 1) ->
         capacity: numbers that a bucket may hold; a larger parameter has one of its own, and with 0
             every parameter has.
         multiple: of ranks: a bucket is padded to be cut into as many equal parts.
+        shared: those of an axis have a bucket to themselves, behind all others.
     """
+    elsewhere = {name for _, names in shared for name in names}
     buckets: list[Bucket] = []
-    spans: dict[str, tuple[int, int]] = {}
-    end = 0
-
-    def close() -> None:
-        buckets.append(Bucket(spans=dict(spans), size=-(-end // multiple) * multiple))
-        spans.clear()
-
-    for name, size in reversed(list(sizes.items())):
-        if spans and end + size > capacity:
-            close()
-            end = 0
-        spans[name] = (end, end + size)
-        end += size
-    if spans:
-        close()
+    names: list[str] = []
+    for name in reversed([name for name in sizes if name not in elsewhere]):
+        if names and sum(sizes[n] for n in (*names, name)) > capacity:
+            buckets.append(_bucket(names, sizes, multiple))
+            names = []
+        names.append(name)
+    if names:
+        buckets.append(_bucket(names, sizes, multiple))
+    for axis, names_of_axis in shared:
+        names = [name for name in sizes if name in names_of_axis]
+        if names:
+            buckets.append(_bucket(names, sizes, multiple, axis))
     return tuple(buckets)
 
 
-def sizes_in_order(tensors: Mapping[str, Tensor], shared: Collection[str]) -> dict[str, int]:
-    """Numbers in each parameter; first, and so in the last bucket, those that come last."""
-    names = [*(n for n in tensors if n in shared), *(n for n in tensors if n not in shared)]
-    return {name: tensors[name].numel() for name in names}
+def _bucket(
+    names: Sequence[str], sizes: Mapping[str, int], multiple: int, shared: Axis | None = None
+) -> Bucket:
+    ends = list(accumulate(sizes[name] for name in names))
+    spans = {n: (end - sizes[n], end) for n, end in zip(names, ends, strict=True)}
+    return Bucket(spans=spans, size=-(-ends[-1] // multiple) * multiple, shared=shared)
 
 
 class Gradients:
@@ -71,18 +94,13 @@ class Gradients:
         parameters: Mapping[str, nn.Parameter],
         buckets: tuple[Bucket, ...],
         on_full: Callable[[int, Tensor], None],
-        shared: Mapping[str, Axis],
     ) -> None:
-        """shared: parameters that other ranks of an axis have as well, with gradients of their own
-        to be added: at the end, for those ranks are not done at the same time.
-
-        on_full: gets a bucket's number and its buffer, in the order of the buckets on every
+        """on_full: gets a bucket's number and its buffer, in the order of the buckets on every
         rank, since collectives must be: a bucket that is full early waits for those before it.
         """
         self.last = True  # the window's last micro-batch: hand on what is complete
         self._buckets = buckets
         self._on_full = on_full
-        self._shared = shared
         self.drop()
         for number, bucket in enumerate(buckets):
             for name in bucket.spans:
@@ -92,7 +110,6 @@ class Gradients:
         """Forget everything of this window."""
         self._buffers: list[Tensor | None] = [None] * len(self._buckets)
         self._missing = [set(bucket.spans) for bucket in self._buckets]
-        self._came: set[str] = set()  # of the shared ones
         self._next = 0
 
     def finish(self) -> None:
@@ -100,8 +117,6 @@ class Gradients:
 
         Raises: RunError for a parameter whose gradient did not come.
         """
-        self._add_shared()
-        self._hand_on()
         for missing in self._missing:
             for name in missing:
                 raise RunError(
@@ -109,16 +124,6 @@ class Gradients:
                     "--backends naive-math, and prove the backends in use with the conformance "
                     "suite."
                 )
-
-    def _add_shared(self) -> None:
-        for number, bucket in enumerate(self._buckets):
-            for name in self._shared.keys() & bucket.spans.keys() & self._came:
-                start, stop = bucket.spans[name]
-                buffer = self._buffers[number]
-                assert buffer is not None
-                # at the end of a step: all_reduce(sum) over the first and the last stage
-                self._shared[name].all_reduce(buffer[start:stop])
-                self._missing[number].discard(name)
 
     def _hook(self, name: str, number: int) -> Callable[[Tensor], None]:
         bucket = self._buckets[number]
@@ -138,9 +143,7 @@ class Gradients:
                     buffer = torch.zeros(bucket.size, dtype=torch.float32, device=gradient.device)
                     mine._buffers[number] = buffer
                 buffer[start:stop].view(gradient.shape).add_(gradient)
-            if mine.last and name in mine._shared:
-                mine._came.add(name)
-            elif mine.last:
+            if mine.last:
                 mine._missing[number].discard(name)
                 mine._hand_on()
 

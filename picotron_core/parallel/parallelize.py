@@ -12,7 +12,7 @@ from picotron_core.model.llama import Llama
 from picotron_core.parallel.context import divide_context, refuse_context_parallel
 from picotron_core.parallel.data import Replicas, Weights
 from picotron_core.parallel.layout import Layout, shapes_of
-from picotron_core.parallel.mesh import Mesh, data_parallel_degree
+from picotron_core.parallel.mesh import Axis, Mesh, data_parallel_degree
 from picotron_core.parallel.pipeline import (
     EMBEDDING,
     cut_into_stages,
@@ -20,7 +20,13 @@ from picotron_core.parallel.pipeline import (
     owners_of,
     stages_of,
 )
-from picotron_core.parallel.tensor import cuts_of, divide, refuse_tensor_parallel, slice_of
+from picotron_core.parallel.tensor import (
+    cuts_of,
+    divide,
+    refuse_tensor_parallel,
+    slice_of,
+    whole_of,
+)
 from picotron_core.parallel.timeline import Span, no_span
 from picotron_core.parallel.zero1 import Shards
 from picotron_core.schema import Parallel
@@ -47,14 +53,17 @@ def parallelize(
     """
     shapes = shapes_of(model)
     cuts = cuts_of(model, mesh.tp)
-    pipeline, owners, shared = None, {}, {}
+    pipeline, owners = None, {}
+    shared: list[tuple[Axis, list[str]]] = []
     if mesh.pp.size > 1:
         owners = owners_of(model, settings)
         pipeline = cut_into_stages(model, settings, mesh, span=span)
         if model.architecture.tie_word_embeddings:
-            shared = {EMBEDDING: mesh.ends}
+            shared.append((mesh.ends, [EMBEDDING]))
     if mesh.tp.size > 1:
         divide(model, cuts, mesh.tp, sequence=settings.sequence)
+        if settings.sequence:
+            shared.append((mesh.tp, whole_of(model)))
     if mesh.cp.size > 1:
         divide_context(model, mesh.cp, span=span)
     kind = Shards if settings.zero and mesh.data.size > 1 else Replicas

@@ -134,21 +134,11 @@ def divide(model: Llama, cuts: Mapping[str, Cut], tp: Axis, *, sequence: bool) -
     if hasattr(model, "lm_head"):
         model.model.norm.register_forward_hook(lambda _, __, out: enter(out))
     model.loss_of = parallel_loss(tp, model.architecture.vocab_size)
-    if sequence:
-        _sum_what_each_saw_a_part_of(model, tp)
 
 
-def _sum_what_each_saw_a_part_of(model: nn.Module, tp: Axis) -> None:
-    """The norms are whole on every rank, but each saw only its own tokens."""
-
-    def total(gradient: Tensor) -> Tensor:
-        summed = gradient.clone(memory_format=torch.contiguous_format)
-        tp.all_reduce(summed)  # backward: all_reduce over tp
-        return summed
-
-    for parameter in model.parameters():
-        if parameter.ndim == 1:
-            parameter.register_hook(total)  # type: ignore[no-untyped-call]
+def whole_of(model: nn.Module) -> list[str]:
+    """The norms. With `sequence` they are whole on every rank, but each saw only its own tokens."""
+    return [name for name, parameter in model.named_parameters() if parameter.ndim == 1]
 
 
 @dataclass(frozen=True, slots=True)

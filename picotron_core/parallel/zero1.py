@@ -15,7 +15,7 @@ itself, so no rank has more than others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from picotron_core.model.llama import Llama
 from picotron_core.ops.comm import Work
-from picotron_core.parallel.flat import Bucket, Gradients, buckets_of, sizes_in_order
+from picotron_core.parallel.flat import Bucket, Gradients, Shared, buckets_of
 from picotron_core.parallel.mesh import Axis
 
 IN_FLIGHT = 2  # full buckets that wait for their sum: a slow network must not keep all of them
@@ -41,21 +41,21 @@ class Shards:
         axis: Axis,
         capacity: int,
         reduce: torch.dtype = torch.float32,
-        shared: Mapping[str, Axis] | None = None,
+        shared: Shared = (),
     ) -> None:
         self.axis, self.reduce = axis, reduce
         model.to(device)
         self.parameters = dict(model.named_parameters())
         self.shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
-        sizes = sizes_in_order(self.parameters, shared or {})
-        self.buckets = buckets_of(sizes, capacity=capacity, multiple=axis.size)
+        sizes = {name: shape.numel() for name, shape in self.shapes.items()}
+        self.buckets = buckets_of(sizes, capacity=capacity, multiple=axis.size, shared=shared)
         self.masters: dict[str, Tensor] = {}
         self._flat: list[Tensor] = []  # the parameters, which are views of it
         self._mine: list[Tensor] = []  # this rank's part of the masters
         for bucket in self.buckets:
             self._lay_out(bucket, dtype)
         self.masters = {name: self.masters[name] for name in sizes if name in self.masters}
-        self._gradients = Gradients(self.parameters, self.buckets, self._scatter, shared or {})
+        self._gradients = Gradients(self.parameters, self.buckets, self._scatter)
         self._on_their_way: list[tuple[Work, Tensor, Tensor]] = []
         self._summed: list[Tensor] = []
         self._coming: dict[int, tuple[Work, Tensor]] = {}
@@ -116,6 +116,7 @@ class Shards:
             self._take()
         found: dict[str, Tensor] = {}
         for bucket, mine in zip(self.buckets, self._summed, strict=True):
+            bucket.add_shared(mine)
             found |= self._parts(bucket, mine)
         return {name: found[name] for name in self.masters}
 
