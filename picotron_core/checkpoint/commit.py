@@ -18,15 +18,28 @@ def folder_of(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step-{step:08d}"
 
 
-def temporary_of(checkpoints: Path, step: int, run: str) -> Path:
-    """Args: run: this process's own word: ranks of a killed run may still be writing."""
-    return checkpoints / f"{TEMPORARY}step-{step:08d}-{run}"
+def temporary_of(checkpoints: Path, step: int, run: str, number: int) -> Path:
+    """Args:
+    run: this process's own word: ranks of a killed run may still be writing.
+    number: of the save: other ranks may begin the next before what this one left is removed.
+    """
+    return checkpoints / f"{TEMPORARY}step-{step:08d}-{run}-{number}"
 
 
 def sweep(disk: Disk, checkpoints: Path) -> None:
     """Remove what killed or failed saves left. A rank may call it while nobody writes."""
     for stale in checkpoints.glob(f"{TEMPORARY}*"):
         disk.remove(stale)
+
+
+def discard(disk: Disk, temporary: Path) -> None:
+    """Remove what one save left: its own folder, and the checkpoint of its step from before."""
+    for left in (temporary, _replaced_by(temporary)):
+        disk.remove(left)
+
+
+def _replaced_by(temporary: Path) -> Path:
+    return temporary.with_name(f"{temporary.name}-replaced")
 
 
 def commit(disk: Disk, temporary: Path, final: Path, manifest: Manifest) -> None:
@@ -48,7 +61,7 @@ def commit(disk: Disk, temporary: Path, final: Path, manifest: Manifest) -> None
     finally:
         disk.close(descriptor)
     disk.fsync_folder(temporary)
-    replaced = temporary.with_name(f"{temporary.name}-replaced")
+    replaced = _replaced_by(temporary)
     if final.exists():  # of a run that went on from an earlier one, which is still there
         disk.rename(final, replaced)
     try:

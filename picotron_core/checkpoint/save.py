@@ -21,7 +21,14 @@ from pathlib import Path
 import torch
 
 from picotron_core.checkpoint import header as headers
-from picotron_core.checkpoint.commit import commit, folder_of, prune, sweep, temporary_of
+from picotron_core.checkpoint.commit import (
+    commit,
+    discard,
+    folder_of,
+    prune,
+    sweep,
+    temporary_of,
+)
 from picotron_core.checkpoint.disk import Disk
 from picotron_core.checkpoint.header import FLOAT32_BYTES
 from picotron_core.checkpoint.manifest import Facts, FileEntry, Manifest, Scale
@@ -65,9 +72,12 @@ class Task(threading.Thread):
 
 @dataclass(slots=True, kw_only=True)
 class Flight:
-    """A save under way. number: of all that were tried, to tell one's words from another's."""
+    """A save under way. number: of all that were tried, to tell one's words from another's.
+    folder: where it is written.
+    """
 
     number: int
+    folder: Path
     manifest: Manifest
     task: Task
     committing: bool = False
@@ -110,10 +120,10 @@ class Saver:
         self._tried, self._why = 0, ""
         self._key = f"saver/{checkpoints}"  # of what this saver's ranks say to each other
         self._run = self.world.share(f"{self._key}/run", lambda: uuid.uuid4().hex[:8])
+        if self.world.is_first:  # before the others hear of it, and may begin to write
+            sweep(self.disk, checkpoints)
         machines = self.world.gather(f"{self._key}/machine", socket.gethostname())
         self._ranks_here = machines.count(machines[self.world.rank])
-        if self.world.is_first:
-            sweep(self.disk, checkpoints)
 
     @property
     def under_way(self) -> bool:
@@ -149,7 +159,8 @@ class Saver:
             for _, of in tensors(state)
             for name, piece in mine.items()
         ]
-        folder = temporary_of(self.checkpoints, state.step, self._run)
+        self._tried += 1
+        folder = temporary_of(self.checkpoints, state.step, self._run, self._tried)
         copied = self._snapshot.take(views, ranks_here=self._ranks_here)
 
         def write() -> str:
@@ -160,9 +171,9 @@ class Saver:
             entry = write_file(self.disk, path, head, numbers, max_mb_per_s=limit)
             return entry.model_dump_json()
 
-        self._tried += 1
         self._flight = Flight(
             number=self._tried,
+            folder=folder,
             manifest=manifest,
             task=Task(write),
             began=begin,
@@ -234,16 +245,15 @@ class Saver:
             }
             flight.manifest = flight.manifest.model_copy(update={"files": files})
             flight.committing = True
-            flight.task = Task(lambda: self._commit(flight.manifest))
+            flight.task = Task(lambda: self._commit(flight))
 
-    def _commit(self, manifest: Manifest) -> str:
+    def _commit(self, flight: Flight) -> str:
         if self.world.is_first:
-            final = folder_of(self.checkpoints, manifest.step)
-            temporary = temporary_of(self.checkpoints, manifest.step, self._run)
-            commit(self.disk, temporary, final, manifest)
+            final = folder_of(self.checkpoints, flight.manifest.step)
+            commit(self.disk, flight.folder, final, flight.manifest)
             self.sound.add(final.name)
             prune(self.disk, self.checkpoints, final, keep=self.keep, sound=self.sound)
-            sweep(self.disk, self.checkpoints)  # one that was replaced
+            discard(self.disk, flight.folder)  # the one that was replaced
         return ""
 
     def _saved(self, flight: Flight) -> None:
@@ -257,7 +267,7 @@ class Saver:
         self._flight = None
         self.misses += 1
         if self.world.is_first:
-            sweep(self.disk, self.checkpoints)
+            discard(self.disk, flight.folder)
         self._why = f"{folder_of(self.checkpoints, flight.manifest.step)}: {why}"
         if self.misses >= self.max_misses:
             raise self._refusal()

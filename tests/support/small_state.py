@@ -13,11 +13,13 @@ from picotron_core.parallel.mesh import make_mesh
 FACTS = Facts(data="key", eos_id=0, seed=0, global_batch=4)
 
 
-def state_at(step, size=64) -> TrainState:
-    """Tensors that tell their step; a checkpoint needs no more of a model than its parameters."""
+def state_at(step, size=64, comm=COMM, rank=0, ranks=1) -> TrainState:
+    """Tensors that tell their step; a checkpoint needs no more of a model than its parameters.
+    Of several ranks each has all of it, and writes its part.
+    """
     model = torch.nn.Linear(size, 3, bias=False)
     torch.nn.init.constant_(model.weight, float(step))
-    mesh = make_mesh(COMM, rank=0, world_size=1)
+    mesh = make_mesh(comm, rank=rank, world_size=ranks)
     weights = Replicas(model, device=torch.device("cpu"), dtype=torch.float32, axis=mesh.data)
     moments = {
         name: {"weight": torch.full((3, size), step + shift)}

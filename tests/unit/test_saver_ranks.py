@@ -1,0 +1,118 @@
+"""What ranks agree on when they save: either all have a checkpoint or none has."""
+
+from __future__ import annotations
+
+import errno
+import threading
+
+from small_state import saver, state_at
+from threads import PATIENCE_S, on_ranks
+
+from picotron_core.checkpoint.disk import Disk
+from picotron_core.checkpoint.load import find_checkpoint
+
+
+def saver_of(world, comm, run, disk, **more):
+    state = state_at(1, comm=comm, rank=world.rank, ranks=world.size)
+    return saver(state, run, world=world, disk=disk, **more)
+
+
+def begin(saving, step):
+    """A step ends, and its save is begun."""
+    saving.state.step = step
+    assert saving.start()
+
+
+def names(run):
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+class Refusing(Disk):
+    """Refuses to make a file while `refuses`; says when it has made one."""
+
+    def __init__(self) -> None:
+        self.refuses, self.made = False, threading.Event()
+
+    def create(self, path):
+        if self.refuses:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+        descriptor = super().create(path)
+        self.made.set()
+        return descriptor
+
+
+def test_one_rank_that_cannot_write_costs_all_that_save_alone(tmp_path, caplog):
+    def work(world, comm):
+        disk = Refusing()
+        saving = saver_of(world, comm, tmp_path, disk)
+        begin(saving, 1)
+        assert saving.finish()
+        disk.refuses = world.rank == 1
+        begin(saving, 2)
+        assert not saving.finish()
+        refused = (saving.saved, saving.misses, names(tmp_path))
+        world.gather("seen", "")
+        disk.refuses = False
+        begin(saving, 3)
+        assert saving.finish()
+        return refused, (saving.saved, saving.misses)
+
+    first, third = "step-00000001", "step-00000003"
+    for refused, after in on_ranks(2, work):
+        assert refused[:2] == (1, 1)
+        assert first in refused[2]
+        assert "step-00000002" not in refused[2]
+        assert after == (3, 0)
+    assert names(tmp_path) == [first, third]
+    assert "Disk quota exceeded on rank 1" in caplog.text
+    assert find_checkpoint(tmp_path).manifest.files.keys() == {
+        "rank-00000.safetensors",
+        "rank-00001.safetensors",
+    }
+
+
+def test_what_a_failed_save_left_is_removed_and_not_the_next_one(tmp_path):
+    """The first rank is slow to clean up: the other has begun the next save by then."""
+    disks = [Refusing(), Refusing()]
+
+    class Slow(Disk):
+        def remove(self, folder):
+            if disks[1].refuses is None:  # the first save has failed
+                assert disks[1].made.wait(PATIENCE_S)
+            super().remove(folder)
+
+    def work(world, comm):
+        disk = disks[world.rank] if world.rank else Slow()
+        saving = saver_of(world, comm, tmp_path, disk)
+        disks[1].refuses = True
+        begin(saving, 1)
+        saving._flight.task.join()
+        world.gather("tried", "")
+        disks[1].refuses = None
+        assert not saving.finish()
+        begin(saving, 2)
+        return saving.finish()
+
+    assert on_ranks(2, work) == [True, True]
+    assert names(tmp_path) == ["step-00000002"]
+
+
+def test_damage_that_one_rank_finds_is_damage_for_all(tmp_path, caplog):
+    """Each reads a part of the files for their checksums."""
+
+    def save(world, comm):
+        saving = saver_of(world, comm, tmp_path, Disk())
+        for step in (1, 2):
+            begin(saving, step)
+            assert saving.finish()
+
+    on_ranks(2, save)
+    for number in (0, 1):
+        file = tmp_path / "checkpoints" / "step-00000002" / f"rank-0000{number}.safetensors"
+        right = file.read_bytes()
+        file.write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
+        caplog.clear()
+        found = on_ranks(2, lambda world, _: find_checkpoint(tmp_path, world).manifest.step)
+        assert found == [1, 1]
+        assert caplog.text.count(f"{file} is damaged: its crc32 differs. The one before") == 1
+        file.write_bytes(right)
