@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from picotron_core.checkpoint.commit import listed
 from picotron_core.checkpoint.header import FLOAT32_BYTES, LIMIT, MASTER, Header, decode
-from picotron_core.checkpoint.manifest import MANIFEST, Manifest, read_manifest, verify
+from picotron_core.checkpoint.manifest import MANIFEST, Manifest, encode, read_manifest, verify
 from picotron_core.checkpoint.pieces import held, numbers_of, tensors
 from picotron_core.checkpoint.rng import set_rng_states
 from picotron_core.engine.state import TrainState
@@ -41,7 +42,7 @@ class Checkpoint:
 
         No byte is read that is not asked for, and each once.
 
-        Raises: DamagedFileError where a file ends early.
+        Raises: DamagedFileError where a file ends early, or cannot be read any more.
         """
         found = torch.zeros(piece.size, dtype=torch.float32)
         target = found.view(torch.uint8).numpy().data
@@ -50,15 +51,18 @@ class Checkpoint:
             if not runs:
                 continue
             path, first = self.folder / file_name, header.offsets[kind, name]
-            with open_regular(path) as file:
-                for mine, theirs, count in runs:
-                    file.seek(first + FLOAT32_BYTES * theirs)
-                    rest = target[FLOAT32_BYTES * mine : FLOAT32_BYTES * (mine + count)]
-                    while rest:
-                        got = file.readinto(rest)
-                        if not got:
-                            raise DamagedFileError(f"{path} is damaged: it ends early.")
-                        rest = rest[got:]
+            try:
+                with open_regular(path) as file:
+                    for mine, theirs, count in runs:
+                        file.seek(first + FLOAT32_BYTES * theirs)
+                        rest = target[FLOAT32_BYTES * mine : FLOAT32_BYTES * (mine + count)]
+                        while rest:
+                            got = file.readinto(rest)
+                            if not got:
+                                raise DamagedFileError(f"{path} is damaged: it ends early.")
+                            rest = rest[got:]
+            except OSError as error:
+                raise DamagedFileError(f"{path} cannot be read ({error.strerror}).") from None
         return found
 
 
@@ -121,7 +125,8 @@ def find_checkpoint(
     """The newest whole checkpoint of a run, or the one that is given itself.
 
     A damaged one is named in a warning and passed over for the one before. All ranks call it, each
-    reads a part of the files, and what one finds damaged is damaged for all.
+    reads a part of the files, and what one finds damaged is damaged for all; so is a manifest that
+    not all see alike.
 
     Args:
         below: only checkpoints of earlier steps than this.
@@ -135,13 +140,19 @@ def find_checkpoint(
     damage = ""
     for name in names:
         folder = (run.parent if given else run / "checkpoints") / name
-        found, mine = None, ""
+        found = None
         try:
             found = open_checkpoint(folder, part=world.rank, parts=world.size)
+            mine = f"\n{zlib.crc32(encode(found.manifest))}"
         except DamagedFileError as error:
             mine = str(error)
         told = world.gather(f"damage/{below}/{name}", mine)
-        damage = next((text for text in told if text), "")
+        damage = next((text for text in told if not text.startswith("\n")), "")
+        if not damage and len(set(told)) > 1:
+            damage = (
+                f"{folder / MANIFEST} is not the same for all ranks: put --run.dir on a disk that "
+                "all machines share, and look whether one shows an older state of it."
+            )
         if found and not damage and (below is None or found.manifest.step < below):
             return found
         if damage and not given and world.is_first:
@@ -159,9 +170,46 @@ def load(state: TrainState, checkpoint: Checkpoint) -> None:
 
     Raises: DamagedFileError where its tensors are not those of the model.
     """
-    manifest = checkpoint.manifest
+    _refuse_other_states(state, checkpoint)
+    _fill(state, checkpoint)
+    state.weights.publish()
+
+
+def load_newest(state: TrainState, run: Path, found: Checkpoint, world: World) -> Checkpoint:
+    """Load what `find_checkpoint` found in `run`. Each rank reads again what others checked: where
+    one cannot, all go back to the checkpoint before.
+
+    Returns: the one that was loaded.
+    Raises: DamagedFileError where none can be read, or `run` is a checkpoint itself.
+    """
+    while True:
+        _refuse_other_states(state, found)
+        mine, step = "", found.manifest.step
+        try:
+            _fill(state, found)
+        except DamagedFileError as error:
+            mine = str(error)
+        damage = next(filter(None, world.gather(f"load/{step}", mine)), "")
+        if not damage:
+            state.weights.publish()
+            return found
+        if run.parent.name == "checkpoints":
+            raise DamagedFileError(damage)
+        if world.is_first:
+            log.warning("%s The one before it is used.", damage)
+        try:
+            found = find_checkpoint(run, world, below=step)
+        except ConfigError:
+            raise DamagedFileError(f"No checkpoint of {run} is whole. {damage}") from None
+
+
+def _refuse_other_states(state: TrainState, checkpoint: Checkpoint) -> None:
     _refuse_other_models(state.layout.shapes, [kind for kind, _ in tensors(state)], checkpoint)
-    mine = held(state)
+
+
+def _fill(state: TrainState, checkpoint: Checkpoint) -> None:
+    """All but the weights in the compute dtype: no word to other ranks until all are done."""
+    manifest, mine = checkpoint.manifest, held(state)
     for kind, of in tensors(state):
         for name, piece in mine.items():
             numbers_of(of[name], piece, piece).copy_(checkpoint.read(kind, name, piece))
@@ -174,7 +222,6 @@ def load(state: TrainState, checkpoint: Checkpoint) -> None:
             set_rng_states(state, checkpoint.headers[own].notes)
         except ValueError as error:
             raise DamagedFileError(f"{checkpoint.folder / own} is damaged ({error}).") from None
-    state.weights.publish()
 
 
 def load_weights_only(parameters: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:

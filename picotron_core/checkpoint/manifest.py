@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from io import FileIO
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -109,7 +109,7 @@ def encode(manifest: Manifest) -> bytes:
     """
     values = manifest.model_dump()
     vouched = {"manifest": values, "crc32": zlib.crc32(_canonical(values))}
-    text = json.dumps(vouched, indent=1).encode()
+    text = _text(vouched)
     if len(text) > LIMIT:
         raise RunError(f"The manifest of a checkpoint would take {len(text)} bytes, above {LIMIT}.")
     return text
@@ -124,7 +124,7 @@ def read_manifest(folder: Path) -> Manifest:
     if folder.is_symlink():
         raise DamagedFileError(f"{folder} is a link, and no links are followed to a checkpoint.")
     try:
-        with open_regular(path) as file:
+        with BufferedReader(open_regular(path)) as file:  # one read of the system may bring less
             text = file.read(LIMIT + 1)
         if len(text) > LIMIT:
             raise ValueError(f"more than {LIMIT} bytes")
@@ -132,6 +132,8 @@ def read_manifest(folder: Path) -> Manifest:
         values = vouched.get("manifest")
         if not isinstance(values, dict) or vouched.get("crc32") != zlib.crc32(_canonical(values)):
             raise ValueError("its crc32 differs")
+        if text != _text(vouched):  # the crc32 is of what it says, and blind to the space between
+            raise ValueError("it is not as it was written")
         if values.get("format") != FORMAT:
             raise ValueError(
                 f"format {values.get('format')!r}, this Picotron reads {FORMAT}: a run saved by "
@@ -181,6 +183,10 @@ def _crc32(file: FileIO) -> int:
     while count := file.readinto(block):
         value = zlib.crc32(memoryview(block)[:count], value)
     return value
+
+
+def _text(vouched: dict[str, Any]) -> bytes:
+    return json.dumps(vouched, indent=1).encode()
 
 
 def _canonical(values: dict[str, Any]) -> bytes:

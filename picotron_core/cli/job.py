@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -130,7 +131,7 @@ def prepare_job(
     asked = training_requests(settings, draft, device, precision.compute, world.size)
     select(settings, registry, asked)
 
-    resume = resume or _begun(config, world)
+    resume = _of_the_first(resume, world) if resume else _begun(config, world)
     run = resume[0] if resume else _new_run(config, world)
     started: Comm | None = None
     try:
@@ -177,8 +178,8 @@ def prepare_job(
                 watchdog=world.watchdog,
             )
         state = first_state(config, architecture, precision, ops, mesh, place, trace)
-        if found:
-            restore(state, found, selections)
+        if resume and found:
+            restore(state, found, resume[1], selections, world)
         if world.is_first:
             run_directory.rewind_metrics(run, state.step)
             _write_down(run, config, tokens, selections, device)
@@ -220,6 +221,15 @@ def _begun(config: Config, world: World) -> tuple[RunDirectory, Path] | None:
     path = Path(config.run.dir).expanduser() / config.run.name
     saved = world.share("begun", lambda: str(any(path.glob("checkpoints/step-*"))))
     return (RunDirectory(path), path) if saved == "True" else None
+
+
+def _of_the_first(resume: tuple[RunDirectory, Path], world: World) -> tuple[RunDirectory, Path]:
+    """The run that the first rank found: by the times of files, others may have found another. That
+    their settings are of this one, `agree` makes sure.
+    """
+    found = world.share("resume", lambda: json.dumps([str(resume[0].path), str(resume[1])]))
+    run, wanted = json.loads(found)
+    return RunDirectory(Path(run)), Path(wanted)
 
 
 def _new_run(config: Config, world: World) -> RunDirectory:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from picotron_core.checkpoint.load import Checkpoint, find_checkpoint, load
+from picotron_core.checkpoint.load import Checkpoint, find_checkpoint, load_newest
 from picotron_core.checkpoint.manifest import Backend, Manifest
 from picotron_core.checkpoint.pieces import degrees_of
 from picotron_core.data.tokens import Tokens
@@ -94,8 +94,15 @@ def _replicas(config: Config, world: World) -> int:
     return data_parallel_degree(world.size, pp=degrees.pp, cp=degrees.cp, tp=degrees.tp)
 
 
-def restore(state: TrainState, checkpoint: Checkpoint, selections: tuple[Selection, ...]) -> None:
-    load(state, checkpoint)
+def restore(
+    state: TrainState,
+    found: Checkpoint,
+    wanted: Path,
+    selections: tuple[Selection, ...],
+    world: World,
+) -> None:
+    """Load what was found in `wanted`, and say what is not as it was when that was saved."""
+    checkpoint = load_newest(state, wanted, found, world)
     log.info("resumed from %s", checkpoint.folder)
     manifest = checkpoint.manifest
     before = {entry.op: (entry.backend, entry.dtype) for entry in manifest.facts.backends}

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from picotron_core.checkpoint.interval import Interval
-from picotron_core.checkpoint.load import find_checkpoint, load
+from picotron_core.checkpoint.load import find_checkpoint, load_newest
 from picotron_core.checkpoint.manifest import Facts
 from picotron_core.checkpoint.save import Saver
 from picotron_core.cli import INTERRUPTED
@@ -99,7 +99,7 @@ def _go_back(job: Job, saver: Saver, loaded: int, error: NotFiniteError) -> None
         raise error from None
     log.warning("%s It was loaded at step %d: going back to %s.", error, loaded, earlier.folder)
     job.state.weights.drop_gradients()
-    load(job.state, earlier)
+    load_newest(job.state, job.run.path, earlier, job.world)
     saver.saved = job.state.step
     if job.world.is_first:
         run_directory.rewind_metrics(job.run, job.state.step)

@@ -14,8 +14,8 @@ from small_state import save_at, saver, state_at
 
 from picotron_core.checkpoint import write
 from picotron_core.checkpoint.disk import Disk
-from picotron_core.checkpoint.load import find_checkpoint, load, open_checkpoint
-from picotron_core.errors import DamagedFileError, PicotronError
+from picotron_core.checkpoint.load import find_checkpoint, load
+from picotron_core.errors import PicotronError
 
 CHANCES = 4
 
@@ -160,16 +160,5 @@ def test_a_thousand_flipped_bits_are_all_seen(two, caplog):
         file = folder / ("rank-00000.safetensors" if number % 4 else "manifest.json")
         content = bytearray(file.read_bytes())
         place = chance.randrange(len(content))
-        before = open_checkpoint(folder).manifest if file.suffix == ".json" else None
         content[place] ^= 1 << chance.randrange(8)
-        if before:
-            right = file.read_bytes()
-            file.write_bytes(content)
-            try:  # a space between two words that becomes a tab changes nothing of what it says
-                same = open_checkpoint(folder).manifest == before
-            except DamagedFileError:
-                same = False
-            file.write_bytes(right)
-            if same:
-                continue
         seen(two, file, bytes(content), caplog)

@@ -4,14 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from io import FileIO
 
 import pytest
 import small_state
 import torch
 from small_state import FACTS, save_at, saver, state_at
 
+from picotron_core.checkpoint import manifest as manifests
 from picotron_core.checkpoint.load import find_checkpoint, load, open_checkpoint
-from picotron_core.checkpoint.manifest import MANIFEST
+from picotron_core.checkpoint.manifest import MANIFEST, read_manifest
 from picotron_core.errors import ConfigError, DamagedFileError, RunError
 
 TENSORS = "rank-00000.safetensors"
@@ -70,21 +72,45 @@ def test_any_damage_is_named_and_the_one_before_is_used(tmp_path, name, damage, 
 
 
 def test_every_byte_of_the_manifest_counts(tmp_path):
-    """No flip goes unnoticed that changes what it says (one in the spaces between may)."""
-    folder = save_at(1, tmp_path)
-    path, said = folder / MANIFEST, open_checkpoint(folder).manifest
+    """No flip goes unnoticed, not even in the spaces between, or of 1e-05 to 1E-05."""
+    saving = saver(state_at(1), tmp_path)
+    saving.facts = FACTS.model_copy(update={"config": {"lr": 1e-05}})
+    folder = saving.save()
+    path = folder / MANIFEST
     content = path.read_bytes()
     for where in range(len(content)):
         path.write_bytes(content[:where] + bytes([content[where] ^ 1]) + content[where + 1 :])
-        try:
-            assert open_checkpoint(folder).manifest == said, where
-        except DamagedFileError:
-            continue
+        with pytest.raises(DamagedFileError, match=MANIFEST):
+            read_manifest(folder)
+    for other in (
+        content.replace(b" ", b"\t", 1),
+        content + b"\n",
+        content.replace(b"1e-05", b"1E-05"),
+    ):
+        assert json.loads(other) == json.loads(content)
+        path.write_bytes(other)
+        with pytest.raises(DamagedFileError, match="not as it was written"):
+            read_manifest(folder)
     manifest = json.loads(content)
     manifest["manifest"]["step"] = 7
     path.write_text(json.dumps(manifest))
     with pytest.raises(DamagedFileError, match="its crc32 differs"):
         open_checkpoint(folder)
+
+
+def test_a_manifest_that_comes_in_parts_is_read_whole(tmp_path, monkeypatch):
+    class Slow(FileIO):
+        """A network disk may bring less than it was asked for."""
+
+        def read(self, size=-1):
+            return super().read(min(size, 100))
+
+        def readinto(self, target):
+            return super().readinto(memoryview(target)[:100])
+
+    folder = save_at(1, tmp_path)
+    monkeypatch.setattr(manifests, "open_regular", lambda path: Slow(path))
+    assert read_manifest(folder).step == 1
 
 
 def test_pruning_spares_what_was_just_written(tmp_path):
