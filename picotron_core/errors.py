@@ -41,6 +41,10 @@ class LostRankError(RunError):
     """Another rank is gone, and this one can but say so."""
 
 
+class NotSavedError(RunError):
+    """The disk refuses a checkpoint. Earlier ones are untouched."""
+
+
 class NotFiniteError(RunError):
     """A loss or gradient is infinite or NaN. The update was not made: the state is whole."""
 

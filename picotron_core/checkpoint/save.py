@@ -9,14 +9,17 @@ whether all are done with their part; only then does anything follow from it.
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -37,10 +40,11 @@ from picotron_core.checkpoint.rng import rng_states
 from picotron_core.checkpoint.snapshot import Snapshot
 from picotron_core.checkpoint.write import write_file
 from picotron_core.engine.state import TrainState
-from picotron_core.errors import NotFiniteError, RunError
+from picotron_core.errors import NotFiniteError, NotSavedError, RunError
 from picotron_core.parallel.world import World
 
 SLOW_DISK = 20e6  # bytes a second
+LOOK_S = 0.05  # between two looks at the other ranks while training waits
 log = logging.getLogger("picotron")
 
 
@@ -50,38 +54,50 @@ class Task(threading.Thread):
     def __init__(self, work: Callable[[], str]) -> None:
         super().__init__(daemon=True)
         self._work = work
-        self.answer = ""
+        self.answer, self.seconds = "", 0.0
         self.error: Exception | None = None
         self.start()
 
     def run(self) -> None:
+        begin = time.monotonic()
         try:
             self.answer = self._work()
         except Exception as error:  # noqa: BLE001 - `outcome` raises it in the main thread
             self.error = error
+        self.seconds = time.monotonic() - begin
 
-    def outcome(self) -> tuple[str, str]:
-        """(answer, why it failed): once done. Raises what is no failure of a disk."""
+    def outcome(self) -> Outcome:
+        """Once done. Raises what is no failure of a disk."""
         self.join()
-        if self.error is None:
-            return self.answer, ""
-        if isinstance(self.error, OSError | NotFiniteError | RunError):
-            return "", str(self.error)
-        raise self.error
+        if self.error and not isinstance(self.error, OSError | NotFiniteError | RunError):
+            raise self.error
+        why = str(self.error) if self.error else ""
+        return Outcome(answer=self.answer, why=why, seconds=self.seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one rank tells the others of its task. why: it failed, "" where it did not.
+    seconds: that it took, none of them waiting for the others.
+    """
+
+    answer: str
+    why: str
+    seconds: float
 
 
 @dataclass(slots=True, kw_only=True)
 class Flight:
     """A save under way. number: of all that were tried, to tell one's words from another's.
-    folder: where it is written.
+    folder: where it is written. seconds: that it has taken so far, by the slowest rank.
     """
 
     number: int
     folder: Path
     manifest: Manifest
     task: Task
-    committing: bool = False
-    began: float
+    stage: Literal["write", "commit", "prune"] = "write"
+    seconds: float = 0.0
     held_s: float
 
 
@@ -89,8 +105,11 @@ class Saver:
     """Saves a state at the end of steps. Every rank has one, and calls it alike.
 
     saved: the step of the newest checkpoint, at first of that which the state came from.
+    sound: names of those that are known to be whole, at first as above.
+    pause_s: between the tries of the last save.
     skipped: saves that were not begun because the one before was under way.
-    write_s: seconds that the last one took. waited_s: of these, those that training waited for it.
+    write_s: seconds that the last one took until it was there.
+    waited_s: of these, those that training waited for it.
     held_s: seconds that training has waited for saves in all.
     total_bytes: of the last one, over all ranks.
     """
@@ -105,6 +124,8 @@ class Saver:
         max_mb_per_s: float = 0.0,
         max_misses: int = 3,
         saved: int | None = None,
+        sound: Iterable[str] = (),
+        pause_s: float = 5.0,
         world: World | None = None,
         disk: Disk | None = None,
     ) -> None:
@@ -114,9 +135,11 @@ class Saver:
         self.saved, self.skipped, self.misses = saved, 0, 0
         self.write_s = self.held_s = self.waited_s = 0.0
         self.total_bytes = 0
-        self.sound: set[str] = set()
+        self.sound = set(sound)
+        self.pause_s = pause_s
         self._snapshot = Snapshot()
         self._flight: Flight | None = None
+        self._hurry = threading.Event()  # training waits: write as fast as it can be
         self._tried, self._why = 0, ""
         self._key = f"saver/{checkpoints}"  # of what this saver's ranks say to each other
         self._run = self.world.share(f"{self._key}/run", lambda: uuid.uuid4().hex[:8])
@@ -131,8 +154,10 @@ class Saver:
 
     @property
     def expected_s(self) -> float:
-        """What a save may take: as long as the last one, or as long as a slow disk would take."""
-        numbers = sum(piece.size for piece in written(self.state).values())
+        """What a save may take: as long as the last one, or as long as a slow disk would take to
+        write what all ranks have.
+        """
+        numbers = sum(math.prod(shape) for shape in self.state.layout.shapes.values())
         kinds = 1 + len(self.state.moments)
         return self.write_s or FLOAT32_BYTES * kinds * numbers / SLOW_DISK
 
@@ -168,7 +193,9 @@ class Saver:
             numbers = [self._snapshot.wait()] if copied else views
             path = folder / f"rank-{self.world.rank:05d}.safetensors"
             limit = self.max_mb_per_s if copied else 0.0  # training waits: as fast as it can be
-            entry = write_file(self.disk, path, head, numbers, max_mb_per_s=limit)
+            entry = write_file(
+                self.disk, path, head, numbers, max_mb_per_s=limit, hurry=self._hurry
+            )
             return entry.model_dump_json()
 
         self._flight = Flight(
@@ -176,7 +203,7 @@ class Saver:
             folder=folder,
             manifest=manifest,
             task=Task(write),
-            began=begin,
+            seconds=time.monotonic() - begin,
             held_s=self.held_s,
         )
         if not copied:
@@ -192,8 +219,45 @@ class Saver:
             mine: what this rank wants to know of all, e.g. whether it was asked to stop.
 
         Returns: of each, whether any rank said so.
-        Raises: RunError on all ranks after `max_misses` saves in a row that failed.
+        Raises: NotSavedError on all ranks after `max_misses` saves in a row that failed.
         """
+        said = self._move_on(*mine)
+        self._give_up()
+        return said
+
+    def finish(self) -> bool:
+        """Wait until nothing is under way. Returns whether the state as it is now is saved.
+
+        Raises: as `boundary`.
+        """
+        self._land()
+        self._give_up()
+        return self.saved == self.state.step
+
+    def save(self, *, left_s: float = math.inf) -> Path:
+        """Save the state and wait for it. Where the disk refuses, `max_misses` tries are made,
+        however many saves failed before: it may have room again, and what is not saved is lost.
+
+        Args:
+            left_s: seconds after which no other try is begun.
+
+        Raises: NotSavedError where the disk refuses; the earlier checkpoints are then untouched.
+        """
+        until, tries = time.monotonic() + left_s, 0
+        self._land()
+        while self.saved != self.state.step:
+            if tries:
+                # All ranks try alike, whichever clock is ahead.
+                (late,) = self._move_on(time.monotonic() + self.pause_s > until)
+                if late or tries >= self.max_misses:
+                    raise self._refusal()
+                time.sleep(self.pause_s)
+            tries += 1
+            self.start()
+            self._land()
+        return folder_of(self.checkpoints, self.state.step)
+
+    def _move_on(self, *mine: bool) -> tuple[bool, ...]:
         busy = self._flight is not None and self._flight.task.is_alive()
         world = self.state.layout.mesh.world
         device = self.state.device if world.size > 1 else None  # alone there is nothing to wait for
@@ -208,58 +272,65 @@ class Saver:
             self.held_s += time.monotonic() - begin
         return tuple(said)
 
-    def finish(self) -> bool:
-        """Wait until nothing is under way. Returns whether the state as it is now is saved."""
-        while self._flight:
-            self._flight.task.join()
-            self.boundary()
-        return self.saved == self.state.step
-
-    def save(self) -> Path:
-        """Save the state and wait for it.
-
-        Raises: RunError where the disk refuses; the earlier checkpoints are then untouched.
+    def _land(self) -> None:
+        """Until nothing is under way. Ranks look at each other meanwhile: one that waited in a
+        collective for another's disk would, after `run.timeout_s`, take it for dead.
         """
-        if not self.finish():
-            self.start()
-            if not self.finish():
-                raise self._refusal()
-        return folder_of(self.checkpoints, self.state.step)
+        self._hurry.set()
+        while self._flight:
+            self._flight.task.join(LOOK_S)
+            self._move_on()
+        self._hurry.clear()
+
+    def _give_up(self) -> None:
+        if self.misses >= self.max_misses:
+            raise self._refusal()
 
     def _go_on(self, flight: Flight) -> None:
         """All ranks are done with what they did: hear how it went."""
-        answer, why = flight.task.outcome()
-        stage = "commit" if flight.committing else "write"
-        told = self.world.gather(f"{self._key}/{flight.number}/{stage}", f"{why}\n{answer}")
-        wrong = [(rank, text) for rank, text in enumerate(told) if not text.startswith("\n")]
-        if wrong:
-            rank, text = wrong[0]
+        mine = json.dumps(asdict(flight.task.outcome()))
+        told = self.world.gather(f"{self._key}/{flight.number}/{flight.stage}", mine)
+        outcomes = [Outcome(**json.loads(text)) for text in told]
+        flight.seconds += max(outcome.seconds for outcome in outcomes)
+        wrong = [(rank, outcome.why) for rank, outcome in enumerate(outcomes) if outcome.why]
+        if flight.stage == "prune":
+            self._flight = None
+            if wrong:
+                self._warn(f"older checkpoints are left: {wrong[0][1]}")
+        elif wrong:
+            rank, why = wrong[0]
             where = f" on rank {rank}" if self.world.size > 1 else ""
-            self._missed(flight, f"{text.partition(chr(10))[0]}{where}")
-        elif flight.committing:
-            self._saved(flight)
-        else:
+            self._missed(flight, f"{why}{where}")
+        elif flight.stage == "write":
             files = {
-                f"rank-{rank:05d}.safetensors": FileEntry.model_validate_json(text[1:])
-                for rank, text in enumerate(told)
+                f"rank-{rank:05d}.safetensors": FileEntry.model_validate_json(outcome.answer)
+                for rank, outcome in enumerate(outcomes)
             }
             flight.manifest = flight.manifest.model_copy(update={"files": files})
-            flight.committing = True
-            flight.task = Task(lambda: self._commit(flight))
+            flight.stage, flight.task = "commit", Task(lambda: self._commit(flight))
+        else:
+            self._saved(flight)
+            flight.stage, flight.task = "prune", Task(lambda: self._prune(flight))
 
     def _commit(self, flight: Flight) -> str:
         if self.world.is_first:
             final = folder_of(self.checkpoints, flight.manifest.step)
             commit(self.disk, flight.folder, final, flight.manifest)
             self.sound.add(final.name)
-            prune(self.disk, self.checkpoints, final, keep=self.keep, sound=self.sound)
+        return ""
+
+    def _prune(self, flight: Flight) -> str:
+        """May read older checkpoints, which takes as long as it takes: the save is done before."""
+        if self.world.is_first:
+            newest = folder_of(self.checkpoints, flight.manifest.step)
+            prune(self.disk, self.checkpoints, newest, keep=self.keep, sound=self.sound)
             discard(self.disk, flight.folder)  # the one that was replaced
         return ""
 
     def _saved(self, flight: Flight) -> None:
-        self._flight, self.misses = None, 0
+        self.misses = 0
         self.saved = flight.manifest.step
-        self.write_s = time.monotonic() - flight.began
+        self.write_s = flight.seconds
         self.waited_s = self.held_s - flight.held_s
         self.total_bytes = flight.manifest.bytes
 
@@ -269,8 +340,6 @@ class Saver:
         if self.world.is_first:
             discard(self.disk, flight.folder)
         self._why = f"{folder_of(self.checkpoints, flight.manifest.step)}: {why}"
-        if self.misses >= self.max_misses:
-            raise self._refusal()
         at_risk = self.state.step - (self.saved or 0)
         self._warn(
             f"not saved: {self._why}. Earlier checkpoints are untouched, {at_risk} steps are at "
@@ -281,8 +350,8 @@ class Saver:
         if self.world.is_first:  # all ranks know the same
             log.warning("%s", text)
 
-    def _refusal(self) -> RunError:
-        return RunError(
+    def _refusal(self) -> NotSavedError:
+        return NotSavedError(
             f"Cannot write the checkpoint {self._why}. Saves that failed in a row: {self.misses}. "
             "Free space or give another --run.dir; earlier checkpoints are untouched."
         )

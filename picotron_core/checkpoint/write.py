@@ -7,6 +7,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from threading import Event
 
 import torch
 from torch import Tensor
@@ -20,17 +21,25 @@ SYNC_BYTES = 64 << 20  # dirty bytes that may pile up: a disk that must take mor
 
 
 def write_file(
-    disk: Disk, path: Path, header: bytes, tensors: Iterable[Tensor], *, max_mb_per_s: float = 0.0
+    disk: Disk,
+    path: Path,
+    header: bytes,
+    tensors: Iterable[Tensor],
+    *,
+    max_mb_per_s: float = 0.0,
+    hurry: Event | None = None,
 ) -> FileEntry:
     """Header and float32 numbers into a new file, durable on return.
 
     Args:
         tensors: flat, on any device; one chunk of them is copied to the host at a time.
         max_mb_per_s: megabytes a second at most; 0 is as fast as the disk takes them.
+        hurry: once set, so is any other rate.
 
     Raises: OSError; NotFiniteError for a number that is infinite or NaN: it must not be resumed.
     """
     entry = FileEntry(bytes=0, crc32=0)
+    hurry = hurry or Event()
     begin, synced = time.monotonic(), 0
     descriptor = disk.create(path)
     try:
@@ -42,7 +51,7 @@ def write_file(
                 synced = entry.bytes
             if max_mb_per_s:
                 due = begin + entry.bytes / (max_mb_per_s * 1e6)
-                time.sleep(max(0.0, due - time.monotonic()))
+                hurry.wait(max(0.0, due - time.monotonic()))
         disk.fsync(descriptor)
     finally:
         disk.close(descriptor)

@@ -76,6 +76,7 @@ class Job:
     peak_flops: float
     flops_per_token: float
     trace: Trace | None = None
+    verified: tuple[str, ...] = ()  # the checkpoint that the state came from
 
     @property
     def span(self) -> Span:
@@ -207,6 +208,7 @@ def prepare_job(
         peak_flops=rate * world.size,
         flops_per_token=architecture.flops_per_token(config.data.seq_len),
         trace=trace,
+        verified=(found.folder.name,) if found else (),
     )
 
 

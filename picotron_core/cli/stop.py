@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import signal
 import time
@@ -32,8 +33,14 @@ class Stop:
 
     def is_late(self, *, step_s: float, save_s: float) -> bool:
         """Whether there is no time for another step and a save, each taking twice as long."""
-        left = self.limit_s - (time.monotonic() - self.began)
-        return bool(self.limit_s) and left < 2 * (step_s + save_s)
+        return self.left_s < 2 * (step_s + save_s)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds to the limit; infinitely many where there is none."""
+        if not self.limit_s:
+            return math.inf
+        return self.limit_s - (time.monotonic() - self.began)
 
 
 @contextmanager

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from picotron_core.checkpoint.commit import folder_of
 from picotron_core.checkpoint.interval import Interval
 from picotron_core.checkpoint.load import find_checkpoint, load_newest
 from picotron_core.checkpoint.manifest import Facts
@@ -28,6 +30,7 @@ from picotron_core.errors import (
     ConfigError,
     DamagedFileError,
     NotFiniteError,
+    NotSavedError,
     PicotronError,
     RunError,
 )
@@ -63,7 +66,9 @@ def run_training(settings: Settings, *, resume: tuple[RunDirectory, Path] | None
     if not world.is_first:
         return code
     if code:
-        print(f"Stopped at step {job.state.step}, saved. Go on with:\n")
+        is_saved = folder_of(job.run.checkpoints, job.state.step).is_dir()
+        how = "saved" if is_saved else "not saved: earlier checkpoints are untouched"
+        print(f"Stopped at step {job.state.step}, {how}. Go on with:\n")
         print(f"  picotron train --resume {shlex.quote(str(job.run.path))}")
         return code
     _farewell(settings, job)
@@ -101,6 +106,7 @@ def _go_back(job: Job, saver: Saver, loaded: int, error: NotFiniteError) -> None
     job.state.weights.drop_gradients()
     load_newest(job.state, job.run.path, earlier, job.world)
     saver.saved = job.state.step
+    saver.sound = {earlier.folder.name}
     if job.world.is_first:
         run_directory.rewind_metrics(job.run, job.state.step)
 
@@ -150,7 +156,13 @@ def _loop(job: Job, view: View, stop: Stop, saver: Saver) -> int:
                     begun = saver.start()
                 if begun:
                     interval.began()
-        _save(job, saver)
+        try:
+            _save(job, saver, left_s=stop.left_s)
+        except NotSavedError as error:
+            if not ((interrupted or ended) and saver.saved):
+                raise
+            if job.world.is_first:
+                log.warning("%s The steps after %d are lost.", error, saver.saved)
     if job.trace:
         job.trace.finish()
     if job.state.step == job.config.train.steps:
@@ -183,6 +195,7 @@ def _saver(job: Job) -> Saver:
         max_mb_per_s=config.checkpoint.max_mb_per_s,
         max_misses=config.checkpoint.max_misses,
         saved=job.state.step,  # 0 is nothing to save
+        sound=job.verified,
         world=job.world,
     )
 
@@ -204,13 +217,13 @@ def _saved_if_not_finite(job: Job, saver: Saver) -> Iterator[None]:
         raise
 
 
-def _save(job: Job, saver: Saver) -> None:
+def _save(job: Job, saver: Saver, *, left_s: float = math.inf) -> None:
     """Save, and wait for it."""
     patience_s = job.world.timeout_s
     job.world.watchdog.enter(f"the save of step {job.state.step}", patience_s=patience_s)
-    saver.finish()
-    if saver.saved != job.state.step:
-        saver.save()
+    before = saver.saved
+    saver.save(left_s=left_s)
+    if saver.saved != before:
         _draw(job)
 
 

@@ -36,7 +36,7 @@ def state_at(step, size=64, comm=COMM, rank=0, ranks=1) -> TrainState:
 
 
 def saver(state, run, keep=9, **more) -> Saver:
-    return Saver(state, run / "checkpoints", facts=FACTS, keep=keep, **more)
+    return Saver(state, run / "checkpoints", facts=FACTS, keep=keep, pause_s=0.0, **more)
 
 
 def save_at(step, run, keep=9, **more):

@@ -16,7 +16,7 @@ from picotron_core.checkpoint.disk import Disk
 from picotron_core.checkpoint.interval import Interval
 from picotron_core.checkpoint.load import find_checkpoint, load
 from picotron_core.checkpoint.snapshot import available_bytes
-from picotron_core.errors import ConfigError, RunError
+from picotron_core.errors import ConfigError, NotSavedError, RunError
 
 
 class Held(Disk):
@@ -150,6 +150,77 @@ def test_a_disk_that_refuses_costs_a_warning_until_it_does_so_too_often(tmp_path
     with pytest.raises(RunError, match="Saves that failed in a row: 3"):
         saving.finish()
     assert find_checkpoint(tmp_path).manifest.step == 4
+
+
+class Moody(Disk):
+    """Refuses so many files."""
+
+    def __init__(self, refusals) -> None:
+        self.refusals = refusals
+
+    def create(self, path):
+        self.refusals -= 1
+        if self.refusals >= 0:
+            raise OSError(errno.EDQUOT, "refused")
+        return super().create(path)
+
+
+def test_the_last_save_is_tried_again(tmp_path):
+    saving = saver(state_at(1), tmp_path, disk=Moody(2), max_misses=3)
+    assert saving.save() == find_checkpoint(tmp_path).folder
+    saving = saver(state_at(2), tmp_path, disk=Moody(3), max_misses=3)
+    with pytest.raises(NotSavedError, match="Saves that failed in a row: 3"):
+        saving.save()
+    disk = Moody(3)
+    with pytest.raises(NotSavedError):
+        saver(state_at(2), tmp_path, disk=disk, max_misses=3).save(left_s=-1)
+    assert disk.refusals == 2  # no time for another try
+
+
+def test_a_save_under_way_that_fails_does_not_keep_the_last_from_being_tried(tmp_path):
+    state = state_at(1)
+    saving = saver(state, tmp_path, disk=Moody(1), max_misses=1)
+    saving.start()
+    move_on(state, 2)
+    saving.save()
+    assert (saving.saved, saving.misses) == (2, 0)
+
+
+def test_what_training_waits_for_is_written_without_a_brake(tmp_path):
+    saving = saver(state_at(1), tmp_path, max_mb_per_s=1e-6)  # an hour
+    saving.start()
+    waiting = threading.Thread(target=saving.finish, daemon=True)
+    waiting.start()
+    waiting.join(30)
+    assert not waiting.is_alive()
+    assert saving.saved == 1
+
+
+def test_a_save_is_done_before_older_ones_are_looked_at(tmp_path, monkeypatch):
+    may = threading.Event()
+    monkeypatch.setattr(saves, "prune", lambda *_, **__: may.wait(60))
+    saving = saver(state_at(1), tmp_path)
+    saving.start()
+    for _ in range(2):  # its file, its commit
+        saving._flight.task.join(20)
+        saving.boundary()
+    assert (saving.saved, saving.misses, saving.under_way) == (1, 0, True)
+    assert find_checkpoint(tmp_path).manifest.step == 1
+    may.set()
+    saving.finish()
+    assert not saving.under_way
+
+
+def test_steps_between_are_no_time_of_writing(tmp_path, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(saves, "time", clock)
+    saving = saver(state_at(1), tmp_path)
+    saving.start()
+    while saving.under_way:
+        saving._flight.task.join()
+        clock.now += 100  # a long step
+        saving.boundary()
+    assert (saving.saved, saving.write_s) == (1, 0.0)
 
 
 def test_what_is_no_fault_of_the_disk_is_not_swallowed(tmp_path, monkeypatch):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 
 from small_state import saver, state_at
 from threads import PATIENCE_S, on_ranks
 
 from picotron_core.checkpoint.disk import Disk
 from picotron_core.checkpoint.load import find_checkpoint
+from picotron_core.checkpoint.save import SLOW_DISK
 
 
 def saver_of(world, comm, run, disk, **more):
@@ -95,6 +97,37 @@ def test_what_a_failed_save_left_is_removed_and_not_the_next_one(tmp_path):
 
     assert on_ranks(2, work) == [True, True]
     assert names(tmp_path) == ["step-00000002"]
+
+
+def test_no_rank_waits_in_a_collective_for_a_disk(tmp_path):
+    """Which after run.timeout_s would end the run: they speak all the while the first commits."""
+
+    class Held(Disk):
+        def rename(self, path, new):
+            before = comm_of[0].spoken
+            until = time.monotonic() + PATIENCE_S / 2
+            while comm_of[0].spoken <= before + 3 and time.monotonic() < until:
+                time.sleep(0.01)
+            spoken.append(comm_of[0].spoken - before)
+            super().rename(path, new)
+
+    comm_of, spoken = [], []
+
+    def work(world, comm):
+        comm_of.append(comm)
+        saving = saver_of(world, comm, tmp_path, Held())
+        begin(saving, 1)
+        return saving.finish()
+
+    assert on_ranks(2, work) == [True, True]
+    assert spoken[0] > 3
+
+
+def test_what_a_save_may_take_counts_all_ranks_bytes(tmp_path):
+    def work(world, comm):
+        return saver_of(world, comm, tmp_path, Disk()).expected_s
+
+    assert on_ranks(2, work) == [3 * 3 * 64 * 4 / SLOW_DISK] * 2
 
 
 def test_damage_that_one_rank_finds_is_damage_for_all(tmp_path, caplog):

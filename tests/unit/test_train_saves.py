@@ -13,6 +13,7 @@ from pathlib import Path
 import forge
 import pytest
 
+from picotron_core.checkpoint import commit as commits
 from picotron_core.checkpoint import save as saves
 from picotron_core.checkpoint.disk import Disk
 from picotron_core.checkpoint.interval import Interval
@@ -134,6 +135,39 @@ def test_a_full_disk_takes_neither_saves_nor_metrics_and_does_not_stop_training(
     assert "not saved: " in out
     assert losses(run) == losses(whole)
     assert numbers(run, 8) == numbers(whole, 8)
+
+
+def test_stopped_while_the_disk_refuses_it_still_asks_to_be_started_again(
+    picotron, tiny, tmp_path, monkeypatch
+):
+    class Refusing(Disk):
+        def create(self, path):
+            if "step-00000003" in str(path):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().create(path)
+
+    monkeypatch.setattr(saves, "Disk", Refusing)
+    at_each_step(monkeypatch, {3: lambda: os.kill(os.getpid(), signal.SIGTERM)})
+    code, out, _ = picotron("train", *tiny, *EVERY, "--checkpoint.max_misses", "1", "--name", "cut")
+    assert code == 75
+    assert "The steps after 2 are lost" in out
+    assert "Stopped at step 3, not saved" in out
+    (folder,) = (tmp_path / "runs" / "cut" / "checkpoints").iterdir()
+    assert folder.name == "step-00000002"
+
+
+def test_what_was_verified_to_resume_is_not_read_again(whole, picotron, monkeypatch):
+    read = []
+    verify = commits.verify
+
+    def noted(folder, manifest):
+        read.append(folder.name)
+        verify(folder, manifest)
+
+    monkeypatch.setattr(commits, "verify", noted)
+    resumed = ("--resume", "runs/whole", "--train.steps", "9", "--checkpoint.every", "0")
+    assert picotron("train", *resumed)[0] == 0
+    assert "step-00000008" not in read
 
 
 def poison(folder: Path) -> None:
