@@ -48,6 +48,7 @@ from picotron_core.parallel.agreement import (
 from picotron_core.parallel.mesh import Mesh, make_mesh
 from picotron_core.parallel.parallelize import parallelize, refuse_layout
 from picotron_core.parallel.timeline import Span, no_span
+from picotron_core.parallel.watchdog import TRANSPORT_S
 from picotron_core.parallel.world import World
 from picotron_core.precision import Precision, choose_precision
 from picotron_core.registry import Selection
@@ -166,7 +167,7 @@ def prepare_job(
                 rank=world.rank,
                 world_size=world.size,
                 device=place,
-                timeout_s=config.run.timeout_s,
+                timeout_s=config.run.timeout_s + TRANSPORT_S,  # the watchdog knows more to say
             )
             started = ops.comm
             mesh = make_mesh(

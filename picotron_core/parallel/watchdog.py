@@ -34,7 +34,10 @@ from picotron_core.errors import LostRankError
 
 POLL_S = 0.5  # between two heartbeats: how soon a rank hears that another has failed
 SILENT_S = 2.0  # whoever's heart does not beat for so long, while others look, is gone
-LATE_S = 2.0  # what a transport has, after the timeout, to say so itself
+LATE_S = 2.0  # what a wait that ends by itself has, after the timeout, to do so
+# How much later a transport's own timeout is. NCCL aborts the process with it, so by then two looks
+# (SILENT_S, and what the store's silence costs) and a word to the others must be over.
+TRANSPORT_S = 8.0
 GRACE_S = 2.0  # what a rank has, once another has failed, to leave by itself
 FAILED = "failed"
 
@@ -62,6 +65,7 @@ class Watchdog:
     _over: float = math.inf  # when it was heard that the run is over
     _code: int | None = None  # this rank has failed, and is to leave with it
     _signals: socket.socket | None = None  # what signals come, while the work is in C++
+    _speaks: bool = False  # the watchdog may be about to end the process: the work is not to speak
     _stopped: Event = field(default_factory=Event)
     _threads: list[Thread] = field(default_factory=list)
 
@@ -91,15 +95,17 @@ class Watchdog:
         """
         self._place, self._until = place, time.monotonic() + patience_s
 
-    def waiting(self, what: str, *, since: float | None = None) -> Waiting:
+    def waiting(self, what: str, *, since: float | None = None, by_itself: bool = False) -> Waiting:
         """While this rank waits for others, as in "rank 1 stops in step 7, in WHAT". An error of
         the transport within becomes one that names who is missing.
 
         Args:
             since: by `time.monotonic`, where what it waits for began earlier: from when a
                 transport counts.
+            by_itself: the wait ends at the timeout, unless the store does not answer.
         """
-        return Waiting(self, what, time.monotonic() if since is None else since)
+        limit_s = self.timeout_s + (LATE_S if by_itself else 0.0)
+        return Waiting(self, what, time.monotonic() if since is None else since, limit_s)
 
     def fail(self, error: BaseException) -> None:
         """Tell the other ranks that this one will not come. What then holds it up is not waited
@@ -212,7 +218,7 @@ class Watchdog:
             over = now > self._over + GRACE_S
             if self._code is not None and over:
                 _leave(self._code)
-            elif (over and (waits or now > self._until)) or waited_s > self.timeout_s + LATE_S:
+            elif (over and (waits or now > self._until)) or (waits and waited_s > waits.limit_s):
                 self._end(waits, late=True)
             elif told_to_end and waited_s > LATE_S:  # by a launcher that saw another die, it may be
                 self._end(waits, late=False)
@@ -225,10 +231,14 @@ class Watchdog:
     def _end(self, waits: Waiting | None, *, late: bool) -> None:
         """Leave without the work, if it does not come back and there is a reason to say."""
         words = self.explain(waits.what if waits else "", late=late)
+        self._speaks = True
         if words and self._code is None and self._waits is waits:
             self._tell(words)
             os.write(2, f"error: {words}\n".encode())  # Python's buffers may be locked by the work
+            if self.rank == 0:
+                time.sleep(2 * POLL_S)  # as in `fail`
             _leave(1)
+        self._speaks = False
 
 
 @dataclass(slots=True, eq=False)
@@ -238,6 +248,7 @@ class Waiting:
     watchdog: Watchdog
     what: str
     since: float
+    limit_s: float
     _around: Waiting | None = None  # which goes on after this one
 
     def __enter__(self) -> None:
@@ -251,6 +262,8 @@ class Waiting:
     ) -> None:
         dog = self.watchdog
         dog._waits = self._around
+        while dog._speaks:
+            time.sleep(POLL_S / 5)
         if dog.size > 1 and isinstance(error, RuntimeError):  # what torch raises, by various names
             late = time.monotonic() - self.since >= 0.9 * dog.timeout_s
             if words := dog.explain(self.what, late=late):

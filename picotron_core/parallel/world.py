@@ -51,7 +51,7 @@ class World:
             return [value]
         self._gathered[key] += 1
         key = f"{key}#{self._gathered[key]}"
-        with self.watchdog.waiting(f"the wait for {key!r}"):
+        with self.watchdog.waiting(f"the wait for {key!r}", by_itself=True):
             self.store.set(f"{key}/{self.rank}", value)
             values = [self._wait_for(f"{key}/{rank}") for rank in range(self.size)]
             # Rank 0 may keep the store: it must not leave, whatever it read, before all have read.
@@ -101,7 +101,7 @@ class World:
 
     def _wait_for(self, key: str, *, pause: bool = True) -> str:
         what = f"the wait for {key!r}"
-        with self.watchdog.waiting(what):
+        with self.watchdog.waiting(what, by_itself=True):
             start = time.monotonic()
             while not self.store.check([key]):  # `wait` would warn of every poll that finds nothing
                 waited = time.monotonic() - start

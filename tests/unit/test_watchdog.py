@@ -10,7 +10,7 @@ from torch.distributed import HashStore
 from picotron_core.errors import LostRankError
 from picotron_core.parallel import watchdog as module
 from picotron_core.parallel.mesh import Axis
-from picotron_core.parallel.watchdog import Watchdog
+from picotron_core.parallel.watchdog import TRANSPORT_S, Watchdog
 from picotron_core.parallel.world import World
 
 
@@ -121,3 +121,42 @@ def test_a_collective_is_late_from_its_start_and_not_from_the_wait_for_it(soon):
         Event().wait(0.5)  # as over a long backward
         with pytest.raises(LostRankError, match=r"in all_reduce over dp: it took longer than 0\.5"):
             work.wait()
+
+
+class Clock:
+    """Time that only what waits lets pass."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+    def signals(self, seconds):
+        self.now += seconds
+        return b""
+
+    def no_answer(self, ask, *, within_s):
+        self.now += within_s
+
+    def leave(self, code):
+        self.now += 1.0  # for what was to be printed
+        raise SystemExit(code)
+
+
+def test_it_acts_at_the_timeout_and_is_done_before_the_transport(monkeypatch):
+    """At the worst: the store does not answer, and it is rank 0's turn to wait for the others."""
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(module, "_answer_of", clock.no_answer)
+    monkeypatch.setattr(module.os, "write", lambda *_: None)
+    monkeypatch.setattr(module, "_leave", clock.leave)
+    monkeypatch.setattr(Watchdog, "_signals_within", clock.signals)
+    dog = Watchdog(rank=0, size=2, timeout_s=30, store=object())
+    dog.waiting("all_reduce over dp").__enter__()  # and never comes out
+    with pytest.raises(SystemExit):
+        dog._watch()
+    assert 30 < clock.now < 30 + TRANSPORT_S
