@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 from picotron_core.checkpoint import manifest as manifests
@@ -11,6 +12,7 @@ from picotron_core.checkpoint.manifest import MANIFEST, Manifest, read_manifest,
 from picotron_core.errors import DamagedFileError, RunError
 
 TEMPORARY = ".writing-"  # a folder so named is never read, and swept by the next run
+NAME = r"step-\d{8,18}"
 log = logging.getLogger("picotron")
 
 
@@ -76,29 +78,60 @@ def commit(disk: Disk, temporary: Path, final: Path, manifest: Manifest) -> None
 
 def prune(disk: Disk, checkpoints: Path, newest: Path, *, keep: int, sound: set[str]) -> None:
     """Remove all but the newest `keep` whole checkpoints up to `newest`, and those of later steps:
-    they belong to a future that resuming from an earlier one has given up.
+    they belong to a future that resuming from an earlier one has given up. What is named otherwise,
+    and links, are the user's.
 
     Args:
         sound: names of those known to be whole; the others are read before anything older goes.
     """
-    kept = 0
+    kept, gone = 0, {}
     for path in listed(checkpoints):
-        if path.name > newest.name or kept >= keep:
-            disk.remove(path)
+        if path.is_symlink():
+            continue
+        if step_of(path) > step_of(newest) or kept >= keep:
+            gone[path.name] = path.with_name(f"{TEMPORARY}{path.name}-old")
+            disk.remove(gone[path.name])  # of a removal that was cut short
+            disk.rename(path, gone[path.name])
         elif path.name in sound or _is_whole(path):
             sound.add(path.name)
             kept += 1
+    if gone:
+        # Names go before files do: a kill or a power cut must not leave half a checkpoint.
+        disk.fsync_folder(checkpoints)
+        for folder in gone.values():
+            disk.remove(folder)
+        log.info("removed %s: %d newer ones are kept", ", ".join(gone), kept)
 
 
 def _is_whole(folder: Path) -> bool:
     try:
-        verify(folder, read_manifest(folder))
+        manifest = read_manifest(folder)
+        refuse_other_step(folder, manifest)
+        verify(folder, manifest)
     except DamagedFileError as error:
         log.warning("%s It does not count as kept.", error)
         return False
     return True
 
 
+def refuse_other_step(folder: Path, manifest: Manifest) -> None:
+    """Raises: DamagedFileError where a folder is named after another step than it holds."""
+    if is_named(folder) and step_of(folder) != manifest.step:
+        raise DamagedFileError(
+            f"{folder / MANIFEST} is of step {manifest.step}: the folder was renamed or copied."
+        )
+
+
 def listed(checkpoints: Path) -> list[Path]:
     """The folders that may be checkpoints, the newest step first."""
-    return sorted(checkpoints.glob("step-*"), reverse=True)
+    return sorted(filter(is_named, checkpoints.glob("step-*")), key=step_of, reverse=True)
+
+
+def is_named(folder: Path) -> bool:
+    """Whether it has the name of a checkpoint, which nothing else in the folder may count as."""
+    return bool(re.fullmatch(NAME, folder.name, re.ASCII))
+
+
+def step_of(folder: Path) -> int:
+    """Of one that `is_named`."""
+    return int(folder.name.removeprefix("step-"))

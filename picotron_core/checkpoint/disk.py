@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from picotron_core.files import fsync
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+log = logging.getLogger("picotron")
 
 
 class Disk:
@@ -43,8 +45,12 @@ class Disk:
         path.rename(new)
 
     def remove(self, folder: Path) -> None:
-        """A folder with all that is in it; nothing where it is gone already."""
+        """A folder with all that is in it; nothing where it is gone already. What stays is named:
+        it takes room, but is no checkpoint.
+        """
         shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            log.warning("%s could not be removed, and takes room", folder)
 
 
 def write_all(disk: Disk, descriptor: int, data: memoryview) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from picotron_core.checkpoint.commit import listed
+from picotron_core.checkpoint.commit import listed, refuse_other_step
 from picotron_core.checkpoint.header import FLOAT32_BYTES, LIMIT, MASTER, Header, decode
 from picotron_core.checkpoint.manifest import MANIFEST, Manifest, encode, read_manifest, verify
 from picotron_core.checkpoint.pieces import held, numbers_of, tensors
@@ -75,6 +75,7 @@ def open_checkpoint(folder: Path, *, part: int = 0, parts: int = 1) -> Checkpoin
     Raises: DamagedFileError that names the file.
     """
     manifest = read_manifest(folder)
+    refuse_other_step(folder, manifest)
     _refuse_other_sizes(folder, manifest)
     headers: dict[str, Header] = {}
     found: Counter[str] = Counter()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from io import FileIO
@@ -9,9 +10,11 @@ from io import FileIO
 import pytest
 import small_state
 import torch
+from power import Recorder
 from small_state import FACTS, save_at, saver, state_at
 
 from picotron_core.checkpoint import manifest as manifests
+from picotron_core.checkpoint.disk import Disk
 from picotron_core.checkpoint.load import find_checkpoint, load, open_checkpoint
 from picotron_core.checkpoint.manifest import MANIFEST, read_manifest
 from picotron_core.errors import ConfigError, DamagedFileError, RunError
@@ -122,6 +125,60 @@ def test_pruning_spares_what_was_just_written(tmp_path):
     left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert left == ["step-00000002", "step-00000050"]
     assert saved.name == "step-00000050"
+
+
+def test_what_is_the_users_is_neither_taken_nor_removed(tmp_path, caplog):
+    caplog.set_level("INFO")
+    checkpoints = tmp_path / "checkpoints"
+    for step in (1, 99_999_999, 100_000_000):
+        folder = save_at(step, tmp_path)
+    (folder / MANIFEST).write_text("{}")
+    mine = [checkpoints / name for name in ("step-00000001.mine", "step-best", "step-7")]
+    for path in mine:
+        shutil.copytree(checkpoints / "step-00000001", path)
+    link = checkpoints / "step-00000000"
+    link.symlink_to(mine[0])
+    assert find_checkpoint(tmp_path).manifest.step == 99_999_999
+    caplog.clear()
+    newest = save_at(100_000_001, tmp_path, keep=1)
+    assert set(checkpoints.iterdir()) == {newest, link, *mine}
+    assert (
+        "removed step-100000000, step-99999999, step-00000001: 1 newer ones are kept" in caplog.text
+    )
+    assert find_checkpoint(mine[1]).manifest.step == 1  # named, it is taken
+
+
+def test_a_checkpoint_under_another_steps_name_is_none(tmp_path, caplog):
+    other = tmp_path / "checkpoints" / "step-00000003"
+    shutil.copytree(save_at(2, tmp_path), other)
+    found = find_checkpoint(tmp_path)
+    assert (found.folder.name, found.manifest.step) == ("step-00000002", 2)
+    assert "step-00000003/manifest.json is of step 2: the folder was renamed" in caplog.text
+    save_at(4, tmp_path, keep=2)  # and it does not count as one that is kept
+    assert find_checkpoint(tmp_path, below=4).manifest.step == 2
+
+
+def test_a_kill_while_an_old_one_is_removed_leaves_no_half_of_it(tmp_path, caplog):
+    class Killed(Recorder):
+        def remove(self, folder):
+            if folder.exists():
+                assert self.log[-1][:2] == ("fsync", folder.parent)  # it has lost its name for sure
+                (folder / TENSORS).unlink()
+                raise OSError("killed")
+
+    save_at(1, tmp_path)
+    save_at(2, tmp_path, keep=1, disk=Killed())
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"step-00000002", ".writing-step-00000001-old"}
+    assert "older checkpoints are left: killed" in caplog.text
+    save_at(3, tmp_path, keep=1)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
+
+
+def test_what_cannot_be_removed_is_named(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("shutil.rmtree", lambda folder, ignore_errors: None)
+    Disk().remove(tmp_path)
+    assert f"{tmp_path} could not be removed" in caplog.text
 
 
 def test_the_same_step_is_replaced(tmp_path):

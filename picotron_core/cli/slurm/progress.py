@@ -36,7 +36,8 @@ def progress(run: Path) -> Progress:
     lines = list(read_metrics(RunDirectory(run)))
     steps = [line for line in lines if line.get("loss") is not None]
     evaluations = [line for line in lines if "val_loss" in line]
-    saved = [int(path.name[len("step-") :]) for path in run.glob("checkpoints/step-*")]
+    names = (path.name.removeprefix("step-") for path in run.glob("checkpoints/step-*"))
+    saved = [int(step) for step in names if step.isdecimal()]
     latest = {**(evaluations[-1] if evaluations else {}), **(steps[-1] if steps else {})}
 
     def middle(key: str) -> float | None:
