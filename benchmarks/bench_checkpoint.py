@@ -100,7 +100,7 @@ def main() -> None:
     def compute() -> None:
         torch.mm(a, a)
 
-    facts = Facts(data="", eos_id=0, seed=0, global_batch=1)
+    facts = Facts(data="", eos_id=0, seed=0, global_batch=1, seq_len=8)
     with tempfile.TemporaryDirectory() as folder:
         saver = Saver(
             state, Path(folder) / "checkpoints", facts=facts, keep=2, disk=SlowDisk(), saved=0

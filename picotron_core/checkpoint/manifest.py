@@ -70,13 +70,15 @@ class Scale(Strict):
 class Facts(Strict):
     """What a run must find again, and what stays the same for all its checkpoints.
 
-    data: the key of the token cache. global_batch: samples a step. config: as in config.toml.
+    data: the key of the token cache. global_batch: samples a step. seq_len: tokens a
+    sample. config: as in config.toml.
     """
 
     data: Annotated[str, StringConstraints(max_length=200)]
     eos_id: Count
     seed: Count
     global_batch: Size
+    seq_len: Size
     config: dict[str, Any] = Field(default_factory=dict)
     backends: list[Backend] = Field(default_factory=list)
 

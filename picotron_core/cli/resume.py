@@ -60,9 +60,15 @@ def find(wanted: Path, config: Config, tokens: Tokens, world: World) -> Checkpoi
 
 
 def _refuse_other_order(manifest: Manifest, config: Config, world: World) -> None:
-    """The data's order is a function of seed, step and global batch: with others, samples would be
-    repeated and skipped.
+    """The data's order is a function of seed, step, global batch and the samples' length: with
+    others, samples would be repeated and skipped.
     """
+    seq_len = manifest.facts.seq_len
+    if config.data.seq_len != seq_len:
+        raise ConfigError(
+            f"data.seq_len is {config.data.seq_len}, but the checkpoint's samples had {seq_len} "
+            "tokens. Leave it out, or start a new run."
+        )
     train, was = config.train, manifest.facts.global_batch
     if train.seed != manifest.facts.seed:
         raise ConfigError(

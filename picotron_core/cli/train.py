@@ -184,6 +184,7 @@ def _saver(job: Job) -> Saver:
         eos_id=job.tokens.eos_id,
         seed=config.train.seed,
         global_batch=job.global_batch,
+        seq_len=config.data.seq_len,
         config=config.model_dump(mode="json", exclude_none=True),
         backends=backends_of(job.selections),
     )

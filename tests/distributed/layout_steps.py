@@ -150,7 +150,7 @@ def train(layout: dict[str, Any], ranks: Ranks, output: Path) -> dict[str, objec
     reduce = getattr(torch, layout.get("reduce", "float32"))
     weights, parts = parallelize(model, settings, mesh, device=CPU, dtype=dtype, reduce=reduce)
     state = new_state(model, weights, parts)
-    facts = Facts(data="", eos_id=0, seed=0, global_batch=GLOBAL_BATCH)
+    facts = Facts(data="", eos_id=0, seed=0, global_batch=GLOBAL_BATCH, seq_len=8)
     folder = output.with_suffix("") / "checkpoints"
     saver = Saver(state, folder, facts=facts, keep=2, world=ranks.world)
     tensors = first_gradients(state, mesh, layout, saver)

@@ -14,7 +14,7 @@ from small_state import save_at, saver, state_at
 
 from picotron_core.checkpoint import write
 from picotron_core.checkpoint.disk import Disk
-from picotron_core.checkpoint.load import find_checkpoint, load
+from picotron_core.checkpoint.load import find_checkpoint, load, open_checkpoint
 from picotron_core.errors import PicotronError
 
 CHANCES = 4

@@ -10,7 +10,7 @@ from picotron_core.parallel.data import Replicas
 from picotron_core.parallel.layout import Layout, shapes_of
 from picotron_core.parallel.mesh import make_mesh
 
-FACTS = Facts(data="key", eos_id=0, seed=0, global_batch=4)
+FACTS = Facts(data="key", eos_id=0, seed=0, global_batch=4, seq_len=8)
 
 
 def state_at(step, size=64, comm=COMM, rank=0, ranks=1) -> TrainState:

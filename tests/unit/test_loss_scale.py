@@ -156,7 +156,7 @@ def test_a_checkpoint_holds_the_scale(ops, tmp_path):
     state = state_of(ops, value=2.0**30)
     for _ in range(40):
         train_step(state, batches(2), ops, lr=1e-3, train=TRAIN)
-    facts = Facts(data="key", eos_id=0, seed=0, global_batch=4)
+    facts = Facts(data="key", eos_id=0, seed=0, global_batch=4, seq_len=8)
     Saver(state, tmp_path / "checkpoints", facts=facts, keep=2).save()
     other = state_of(ops)
     load(other, find_checkpoint(tmp_path))

@@ -41,7 +41,7 @@ ARCHITECTURE = Architecture(
     tie_word_embeddings=True,
 )
 KINDS = ("master", "exp_avg", "exp_avg_sq")
-FACTS = Facts(data="key", eos_id=0, seed=0, global_batch=4)
+FACTS = Facts(data="key", eos_id=0, seed=0, global_batch=4, seq_len=8)
 CPU = torch.device("cpu")
 OPS = Ops(**{field.name: None for field in fields(Ops)})
 

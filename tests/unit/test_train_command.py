@@ -158,6 +158,10 @@ def test_a_run_that_is_done_says_so(trained, picotron):
     [
         (("--train.accumulation", "2"), "4 x 2 x 1 replicas = 8 samples, but has had 4 until now"),
         (("--train.micro_batch", "3"), "--train.micro_batch 2 --train.accumulation 2"),
+        (
+            ("--data.seq_len", "16"),
+            "data.seq_len is 16, but the checkpoint's samples had 32",
+        ),
         (("--train.seed", "7"), "train.seed is 7, but the checkpoint's samples were drawn with 0"),
     ],
 )
