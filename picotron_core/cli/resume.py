@@ -106,8 +106,10 @@ def restore(
     wanted: Path,
     selections: tuple[Selection, ...],
     world: World,
-) -> None:
-    """Load what was found in `wanted`, and say what is not as it was when that was saved."""
+) -> Checkpoint:
+    """Load what was found in `wanted`, or one before it; say what is not as it was when that was
+    saved.
+    """
     checkpoint = load_newest(state, wanted, found, world)
     log.info("resumed from %s", checkpoint.folder)
     manifest = checkpoint.manifest
@@ -122,6 +124,7 @@ def restore(
     was, here = manifest.layout, degrees_of(state)
     if was != here:
         log.info("saved by %s, goes on with %s: sums are added in another order", was, here)
+    return checkpoint
 
 
 def backends_of(selections: tuple[Selection, ...]) -> list[Backend]:

@@ -22,6 +22,7 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, *filter(None, [getattr(signal, "SIGUSR
 @dataclass(slots=True, kw_only=True)
 class Stop:
     """What this rank was asked. interrupted: by Ctrl-C. ended: by a scheduler.
+    prepared: whether there is a step to finish: until then Ctrl-C quits at once.
 
     limit_s: seconds from `began` by which the last save must be done; 0: no limit.
     """
@@ -30,6 +31,7 @@ class Stop:
     began: float = field(default_factory=time.monotonic)
     interrupted: bool = False
     ended: bool = False
+    prepared: bool = False
 
     def is_late(self, *, step_s: float, save_s: float) -> bool:
         """Whether there is no time for another step and a save, each taking twice as long."""
@@ -55,7 +57,7 @@ def listening(stop: Stop, *, quiet: bool, ranks: int = 1) -> Iterator[None]:
 
     def on_signal(number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT:
-            if stop.interrupted:
+            if stop.interrupted or not stop.prepared:
                 raise KeyboardInterrupt
             stop.interrupted = True
         else:
@@ -63,7 +65,8 @@ def listening(stop: Stop, *, quiet: bool, ranks: int = 1) -> Iterator[None]:
         if not quiet:
             name = "" if number == signal.SIGINT else f" for {signal.Signals(number).name}"
             again = "; Ctrl-C again quits without saving" if number == signal.SIGINT else ""
-            print(f"\nStopping{name} after this step{again}.", flush=True)
+            when = "after this step" if stop.prepared else "before the first step"
+            print(f"\nStopping{name} {when}{again}.", flush=True)
 
     former = {number: signal.signal(number, on_signal) for number in SIGNALS}
     try:

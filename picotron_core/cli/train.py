@@ -51,10 +51,14 @@ def run_training(settings: Settings, *, resume: tuple[RunDirectory, Path] | None
     stop = Stop(limit_s=seconds_of(settings.config.run.time_limit))
     world = join(timeout_s=settings.config.run.timeout_s)
     job: Job | None = None
-    with open_view(settings.config, world) as view:
+    with (
+        listening(stop, quiet=not world.is_first, ranks=world.size),
+        open_view(settings.config, world) as view,
+    ):
         try:
             with _memory_errors_explained(settings):
                 job = prepare_job(settings, resume, world, view)
+                stop.prepared = True
                 code = _train(job, view, stop)
             world.leave()
         except BaseException as error:
@@ -64,6 +68,9 @@ def run_training(settings: Settings, *, resume: tuple[RunDirectory, Path] | None
             raise
         job.ops.comm.stop()
     if not world.is_first:
+        return code
+    if code and not job.state.step:
+        print("Stopped before the first step, nothing to save yet. Start the same command again.")
         return code
     if code:
         is_saved = folder_of(job.run.checkpoints, job.state.step).is_dir()
@@ -125,15 +132,15 @@ def _loop(job: Job, view: View, stop: Stop, saver: Saver) -> int:
     )
     interval = Interval(job.config.checkpoint.every, saver)
     metrics = run_directory.Metrics(job.run)
-    interrupted = ended = False
     if job.trace:
         records = job.trace.recorded(records, left=job.config.train.steps - job.state.step)
     with (
         breadcrumb(job.quarantine, job.used),
-        listening(stop, quiet=not job.world.is_first, ranks=job.world.size),
         _saved_if_not_finite(job, saver),
     ):
-        for of_this_step in records:
+        # What was asked while this was prepared, or went back to an earlier checkpoint.
+        interrupted, ended, _ = saver.boundary(stop.interrupted, stop.ended, False)
+        for of_this_step in () if interrupted or ended else records:
             step = job.state.step
             step_s = next(r.step_s for r in of_this_step if isinstance(r, StepRecord))
             late = stop.is_late(step_s=step_s, save_s=saver.expected_s)

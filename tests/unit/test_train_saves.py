@@ -17,6 +17,7 @@ from picotron_core.checkpoint import commit as commits
 from picotron_core.checkpoint import save as saves
 from picotron_core.checkpoint.disk import Disk
 from picotron_core.checkpoint.interval import Interval
+from picotron_core.cli import train as commands
 
 EVERY = ("--train.steps", "8", "--checkpoint.every", "2", "--checkpoint.keep", "9")
 
@@ -67,6 +68,33 @@ def test_a_schedulers_signal_saves_and_asks_to_be_started_again(
     assert picotron("train", "--resume", "runs/cut")[0] == 0
     assert losses(run) == losses(whole)
     assert numbers(run, 8) == numbers(whole, 8)
+
+
+def test_a_signal_while_a_run_is_prepared_is_not_lost(whole, picotron, tiny, monkeypatch):
+    """Before the first step there is nothing to save, and nothing to go on from."""
+    prepare = commands.prepare_job
+
+    def asked(*given):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return prepare(*given)
+
+    monkeypatch.setattr(commands, "prepare_job", asked)
+    code, out, _ = picotron("train", *tiny, "--name", "early")
+    assert code == 75
+    assert "Stopping for SIGTERM before the first step" in out
+    assert "nothing to save yet" in out
+    assert "--resume" not in out
+    code, out, _ = picotron("train", "--resume", "runs/whole", "--train.steps", "9")
+    assert code == 75
+    assert "Stopped at step 8" in out
+    assert len(losses(whole)) == 8
+
+
+def test_ctrl_c_while_a_run_is_prepared_quits_at_once(picotron, tiny, monkeypatch):
+    monkeypatch.setattr(commands, "prepare_job", lambda *given: os.kill(os.getpid(), signal.SIGINT))
+    code, out, _ = picotron("train", *tiny, "--name", "early")
+    assert code == 130
+    assert "Stopping" not in out
 
 
 def test_the_clock_saves_and_asks_to_be_started_again(picotron, tiny, tmp_path):
