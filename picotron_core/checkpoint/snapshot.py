@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
 
 import torch
 from torch import Tensor
@@ -54,25 +54,41 @@ class Snapshot:
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:
-    """Memory that can be taken without swapping: the machine's, or what this process's group may
-    still have; None where Linux does not say.
+    """Memory that can be taken without swapping: the machine's, or what any of the control groups
+    that this process is in may still have; None where Linux does not say.
     """
     machine = _number(root / "proc/meminfo", "MemAvailable:", 1024)
-    group = root / "sys/fs/cgroup" / _group(root).lstrip("/")
-    limit, used = (_number(group / f"memory.{name}") for name in ("max", "current"))
-    if machine is None or limit is None or used is None:
-        return machine
-    cached = _number(group / "memory.stat", "inactive_file") or 0  # given back when asked for
-    return min(machine, limit - used + cached)
+    known = [machine, *(_left(*group) for group in _groups(root))]
+    return min((number for number in known if number is not None), default=None)
 
 
-def _group(root: Path) -> str:
-    """The cgroup of this process (version 2), from the line "0::/path"."""
+def _left(folder: Path, limit: str, used: str, cached: str) -> int | None:
+    """What a control group may still take; None where it has no limit."""
+    bound, taken = _number(folder / limit), _number(folder / used)
+    if bound is None or taken is None:
+        return None
+    return bound - taken + (_number(folder / "memory.stat", cached) or 0)  # given back when asked
+
+
+def _groups(root: Path) -> Iterator[tuple[Path, str, str, str]]:
+    """The memory control groups of this process up to the root: a limit holds for all below it.
+    (folder, its limit's file, its use's, the cache's name in memory.stat), cgroup versions 2 and 1.
+    """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
-        return ""
-    return next((line[3:] for line in lines if line.startswith("0::")), "")
+        return
+    for line in lines:  # number:controllers:path, the number 0 and no controllers in version 2
+        _, controllers, path = line.split(":", 2)
+        here = PurePosixPath(path)
+        for group in (here, *here.parents):
+            below = str(group).lstrip("/")
+            if not controllers:
+                files = ("memory.max", "memory.current", "inactive_file")
+                yield (root / "sys/fs/cgroup" / below, *files)
+            elif "memory" in controllers.split(","):
+                files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+                yield (root / "sys/fs/cgroup/memory" / below, *files)
 
 
 def _number(path: Path, label: str = "", unit: int = 1) -> int | None:

@@ -318,3 +318,4 @@ def _write_down(
     resolved = config.model_copy(update={"backends": asked, "run": named})
     run_directory.describe(run, resolved, selections, device)
     tokens.tokenizer.save(run.tokenizer)
+    run_directory.make_durable(run)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 
 from picotron_core.errors import ConfigError, DamagedFileError, RunError
-from picotron_core.files import replace_text
+from picotron_core.files import fsync, replace_text
 from picotron_core.hardware import Device
 from picotron_core.registry import Selection
 from picotron_core.schema import Config
@@ -105,6 +105,15 @@ def describe(
         replace_text(run.path / "backends.json", json.dumps(backends, indent=2) + "\n")
         environment = json.dumps(environment_record(device), indent=2)
         replace_text(run.path / "environment.json", environment + "\n")
+
+
+def make_durable(run: RunDirectory) -> None:
+    """Once, before the first step: a checkpoint that survives a power cut is worth little without
+    the config and the tokenizer that belong to it, and the entries of the folders they are in.
+    """
+    with _or_run_error(run.path):
+        for file in (*run.tokenizer.iterdir(), run.tokenizer, run.path, run.path.parent):
+            fsync(file)
 
 
 def selection_record(selection: Selection) -> dict[str, Any]:

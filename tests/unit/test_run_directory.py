@@ -79,3 +79,15 @@ def test_the_picture_holds_both_curves(tmp_path):
     with Image.open(tmp_path / "loss.png") as picture:
         colours = {colour for _, colour in picture.convert("RGB").getcolors(100_000)}
     assert {(0x08, 0x51, 0x9C), (0xD9, 0x48, 0x01)} <= colours
+
+
+def test_what_a_checkpoint_needs_survives_a_power_cut(tmp_path, monkeypatch):
+    """Names are durable once their folder is: from the tokenizer's files up to the run's own."""
+    run = run_directory.create(tmp_path / "runs", "demo")
+    run.tokenizer.mkdir()
+    (run.tokenizer / "tokenizer.json").write_text("{}")
+    synced = []
+    monkeypatch.setattr(run_directory, "fsync", synced.append)
+    run_directory.make_durable(run)
+    parts = [run.tokenizer / "tokenizer.json", run.tokenizer, run.path, tmp_path / "runs"]
+    assert synced == parts

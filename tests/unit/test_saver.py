@@ -324,6 +324,22 @@ def test_memory_that_may_be_taken(tmp_path):
     put("sys/fs/cgroup/job/step/memory.max", "4000000\n")
     put("sys/fs/cgroup/job/step/memory.stat", "anon 1\ninactive_file 500\n")
     assert available_bytes(tmp_path) == 1_000_500
+    put("sys/fs/cgroup/job/memory.max", "9000000\n")  # of the job, of which this is a step
+    put("sys/fs/cgroup/job/memory.current", "8500000\n")
+    assert available_bytes(tmp_path) == 500_000
+
+
+def test_memory_that_may_be_taken_under_the_first_cgroups(tmp_path):
+    group = tmp_path / "sys/fs/cgroup/memory/slurm/job"
+    group.mkdir(parents=True)
+    for folder, limit, used in ((group, 2**63 - 4096, 900), (group.parent, 1000, 950)):
+        (folder / "memory.limit_in_bytes").write_text(f"{limit}\n")
+        (folder / "memory.usage_in_bytes").write_text(f"{used}\n")
+    (group.parent / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 20\n")
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemAvailable:   5000 kB\n")
+    (tmp_path / "proc/self/cgroup").write_text("4:cpu:/slurm\n2:memory:/slurm/job\n0::/\n")
+    assert available_bytes(tmp_path) == 70
 
 
 def test_times_as_slurm_has_them():
