@@ -59,6 +59,21 @@ def tiny(text_folder: Path, cache_dir: Path) -> tuple[str, ...]:
 
 
 @pytest.fixture
+def every_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training waits for each save: on a busy machine some would be skipped."""
+    from picotron_core.checkpoint.save import Saver
+
+    start = Saver.start
+
+    def and_wait(saver: Saver) -> bool:
+        begun = start(saver)
+        saver.finish()
+        return begun
+
+    monkeypatch.setattr(Saver, "start", and_wait)
+
+
+@pytest.fixture
 def picotron(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Callable[..., tuple[int, str, str]]:

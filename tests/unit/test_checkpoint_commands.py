@@ -16,7 +16,7 @@ SAVES = ("--train.steps", "6", "--checkpoint.every", "2", "--checkpoint.keep", "
 
 
 @pytest.fixture
-def run(picotron, tiny, tmp_path):
+def run(every_save, picotron, tiny, tmp_path):
     assert picotron("train", *tiny, *SAVES, "--name", "run")[0] == 0
     return tmp_path / "runs" / "run"
 

@@ -131,7 +131,7 @@ def kinds(run: Path) -> list[tuple[int, bool]]:
     return [(line["step"], "val_loss" in line) for line in lines]
 
 
-def test_resume_from_a_named_checkpoint_goes_on_from_there(picotron, tiny, tmp_path):
+def test_resume_from_a_named_checkpoint_goes_on_from_there(every_save, picotron, tiny, tmp_path):
     steps = ("--train.steps", "6", "--checkpoint.every", "2", "--checkpoint.keep", "9")
     steps += ("--train.eval_every", "2")
     assert picotron("train", *tiny, *steps, "--name", "run")[0] == 0

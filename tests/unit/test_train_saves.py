@@ -34,7 +34,7 @@ def numbers(run: Path, step: int) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def whole(picotron, tiny, tmp_path):
+def whole(every_save, picotron, tiny, tmp_path):
     """A run that nobody stopped."""
     assert picotron("train", *tiny, *EVERY, "--name", "whole")[0] == 0
     return tmp_path / "runs" / "whole"
