@@ -90,7 +90,10 @@ class Trace:
     def _make_room(self) -> None:
         """Another run's ranks, when this one goes on from it, may have been more."""
         for stale in self.folder.glob("*"):
-            stale.unlink()
+            try:
+                stale.unlink()
+            except OSError as error:  # a picture is not worth a run
+                log.warning("%s cannot be removed: %s", stale, error)
 
     def finish(self) -> None:
         """Write down what there is, once."""

@@ -17,12 +17,14 @@ from picotron_core.cli.trace.recording import Happening, Recording
 from picotron_core.cli.trace.ring import turns_of
 from picotron_core.cli.trace.schedule import bubble, draw_schedule, title_of
 from picotron_core.engine.chrome import entries_of
+from picotron_core.engine.trace import Trace
 from picotron_core.engine.traced_ops import trace_layers, traced_ops
 from picotron_core.model.architecture import Architecture
 from picotron_core.model.llama import Llama
 from picotron_core.ops import Ops
 from picotron_core.parallel.timeline import Timeline, no_span
 from picotron_core.parallel.traffic import Call, NotedComm
+from picotron_core.parallel.world import World
 from picotron_core.registry.plugins import load_registry
 
 DEGREES = {"dp": 1, "pp": 1, "cp": 1, "tp": 1}
@@ -259,3 +261,9 @@ def test_few_steps_are_recorded_and_resuming_records_none_unless_asked(
     assert "pip install 'picotron[plot]'" in out
     assert "step 4 of runs/one, 1 rank\n" in out
     assert {path.name for path in trace.parent.iterdir()} == {"rank-0000.json", "all.json"}
+
+
+def test_what_cannot_be_removed_costs_a_warning_and_not_the_run(tmp_path, caplog):
+    (tmp_path / "of-someone").mkdir()  # no file: unlink refuses
+    Trace(tmp_path, World(), steps=1, device=torch.device("cpu"))._make_room()
+    assert "of-someone cannot be removed" in caplog.text
