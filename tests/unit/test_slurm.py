@@ -51,7 +51,7 @@ class Cluster:
 @pytest.fixture
 def cluster(tmp_path_factory, monkeypatch) -> Cluster:
     cluster = Cluster(tmp_path_factory.mktemp("bin"))
-    cluster.stub("sbatch", "print('Submitted batch job 123')")
+    cluster.stub("sbatch", "print('123')")
     cluster.stub("squeue", "")
     cluster.stub("sacct", "")
     monkeypatch.setenv("PATH", f"{cluster.path}:/usr/bin:/bin")
@@ -119,7 +119,7 @@ def test_one_config_is_a_job_and_several_are_an_array(picotron, cluster, tmp_pat
     words = directives(script)
     for word in ("--array=0-2%2", "--gres=gpu:v100:4", "--no-requeue", "--time=1:00:00"):
         assert word in words
-    assert words == cluster.calls("sbatch")[1][:-1]  # and the command line says the same
+    assert words == cluster.calls("sbatch")[1][:-2]  # and the command line says the same
     assert "scontrol requeue" not in script
     assert "OMP_NUM_THREADS=3" in script
     names = [(tmp_path / "slurm" / "sweep" / "runs" / str(n)).readlink() for n in range(3)]
@@ -189,7 +189,7 @@ def test_names_with_spaces_and_quotes(picotron, cluster, tmp_path, monkeypatch):
     words = directives(script.read_text())
     assert words[0] == "--job-name=a \"b' #c"
     assert words[-1] == "--comment=of mine"
-    assert words == cluster.calls("sbatch")[0][:-1]
+    assert words == cluster.calls("sbatch")[0][:-2]
 
 
 @pytest.mark.parametrize(
@@ -228,6 +228,24 @@ def test_a_misspelt_command_is_no_config(picotron, cluster):
     code, _, err = picotron("slurm", "statsu", "slurm/a")
     assert code == 2
     assert "status" in err
+
+
+def test_a_number_is_found_among_the_words_of_a_wrapper(picotron, cluster, tmp_path):
+    write_config(tmp_path, "a.toml")
+    cluster.stub("sbatch", "print('Welcome, 3 of 4 nodes are up.\\n77;old')")
+    code, out, _ = picotron("slurm", "a.toml")
+    assert code == 0
+    assert "Submitted job 77:" in out
+    assert "--parsable" in cluster.calls("sbatch")[0]
+
+
+def test_a_job_that_was_taken_keeps_its_folder(picotron, cluster, tmp_path):
+    write_config(tmp_path, "a.toml")
+    cluster.stub("sbatch", "print('Thank you!')")
+    code, _, err = picotron("slurm", "a.toml")
+    assert code == 1
+    assert "took the job, but told no number" in err
+    assert list(tmp_path.glob("slurm/*/job.sh"))
 
 
 def test_without_sbatch_and_when_it_refuses(picotron, cluster, tmp_path, monkeypatch):
@@ -316,14 +334,14 @@ def test_resubmit_takes_what_stopped_and_nothing_else(picotron, cluster, sweep, 
     code, out, _ = picotron("slurm", "resubmit", str(sweep), "--dry-run")
     assert code == 0
     assert len(cluster.calls("sbatch")) == 1
-    cluster.stub("sbatch", "print('Submitted batch job 130')")
+    cluster.stub("sbatch", "print('130;old')")
     code, out, _ = picotron("slurm", "resubmit", str(sweep), "--sbatch-arg", "--time 9:00")
     assert code == 0
     assert "d: timeout, goes on from step 3" in out
     first, second = cluster.calls("sbatch")
     assert "--array=0-4%2" in first
-    assert second[-4:] == ["--time", "9:00", "--array=3-4%2", "job.sh"]
-    assert second[:-4] == first[:-2]
+    assert second[-5:] == ["--time", "9:00", "--array=3-4%2", "--parsable", "job.sh"]
+    assert second[:-5] == first[:-3]
     cluster.stub("squeue", "print('130_3|RUNNING|None\\n130_4|PENDING|None\\n123_1|RUNNING|None')")
     cluster.stub("sacct", "print('123_3|TIMEOUT\\n123_2|COMPLETED')")
     _, out, _ = picotron("slurm", "status", str(sweep))

@@ -25,6 +25,10 @@ class SlurmState:
     reason: str = ""
 
 
+class NoNumberError(RunError):
+    """A job was submitted, and is known by its folder alone."""
+
+
 def submit(job: JobFolder, tasks: Sequence[int], more: Sequence[str] = ()) -> str:
     """Have sbatch take some tasks of a job, and write it down -> Slurm's number.
 
@@ -43,10 +47,14 @@ def submit(job: JobFolder, tasks: Sequence[int], more: Sequence[str] = ()) -> st
     words = [*record.words, *(word for line in more for word in shlex.split(line))]
     if record.is_array:
         words.append(array_word(tasks, record.max_running))
-    answer = _run(["sbatch", *words, "job.sh"], cwd=job.path)
-    found = re.search(r"Submitted batch job (\d+)", answer)
+    answer = _run(["sbatch", *words, "--parsable", "job.sh"], cwd=job.path)
+    # "123" or "123;cluster", among what a site's wrapper says
+    found = re.search(r"^\s*(\d+)\s*(?:;.*)?$", answer, re.M)
     if not found:
-        raise RunError(f"sbatch gave no job number. It said: {answer.strip()!r}.")
+        raise NoNumberError(
+            f"sbatch took the job, but told no number. It said: {answer.strip()!r}. Find it with "
+            f"squeue: its folder is {job.path}."
+        )
     submission = Submission(job_id=found.group(1), tasks=list(tasks))
     job.write(record.model_copy(update={"submissions": [*record.submissions, submission]}))
     return submission.job_id

@@ -84,6 +84,8 @@ def submit(batch: Batch, configs: Mapping[Path, Settings], *, dry_run: bool) -> 
     try:
         _write(job, batch, words, configs, runs)
         job_id = scheduler.submit(job, range(batch.tasks))
+    except scheduler.NoNumberError:  # it will start, and needs what is here
+        raise
     except PicotronError:  # nothing was submitted: leave nothing behind
         shutil.rmtree(job.path, ignore_errors=True)
         for run in runs:
