@@ -145,11 +145,7 @@ class Watchdog:
             )
         gone = {rank: one for rank, one in silent.items() if one.silent}
         if gone:
-            names = " and ".join(f"rank {rank}, last {one.where}," for rank, one in gone.items())
-            words = (
-                f"{where}: {names} is not heard of any more: killed or stopped, or its machine is "
-                "gone. See its output."
-            )
+            words = f"{where}: {_obituary(gone)} See its output."
             self._tell(words)  # first, for once awake it is not silent to those who look later
             for one in gone.values():
                 one.wake()
@@ -230,7 +226,10 @@ class Watchdog:
 
     def _end(self, waits: Waiting | None, *, late: bool) -> None:
         """Leave without the work, if it does not come back and there is a reason to say."""
-        words = self.explain(waits.what if waits else "", late=late)
+        try:
+            words = self.explain(waits.what if waits else "", late=late)
+        except Exception as error:  # noqa: BLE001 - a fault of ours must not leave the rank unwatched
+            words = f"Rank {self.rank} stops in {self._place}: {type(error).__name__}: {error}"
         self._speaks = True
         if words and self._code is None and self._waits is waits:
             self._tell(words)
@@ -272,7 +271,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A rank as others see it. where: "in step 7, in all_reduce over dp"."""
+    """A rank as others see it. where: "in step 7, in all_reduce over dp"; "" if it never spoke."""
 
     where: str
     host: str
@@ -281,7 +280,7 @@ class Seen:
 
     @classmethod
     def of(cls, text: bytes, *, silent: bool) -> Seen:
-        _, where, host, pid = json.loads(text) if text else (0, "not met at all", "", 0)
+        _, where, host, pid = json.loads(text) if text else (0, "", "", 0)
         return cls(where, host, pid, silent)
 
     def wake(self) -> None:
@@ -293,19 +292,39 @@ class Seen:
                 os.kill(self.pid, signal.SIGCONT)
 
 
+def _obituary(gone: dict[int, Seen]) -> str:
+    met = " and ".join(f"rank {rank}, last {one.where}," for rank, one in gone.items() if one.where)
+    never = " and ".join(f"rank {rank}" for rank, one in gone.items() if not one.where)
+    sentences = []
+    if met:
+        sentences.append(
+            f"{met} is not heard of any more: killed or stopped, or its machine is gone."
+        )
+    if never:
+        sentences.append(f"{never} never spoke: it ended, or was stopped, before it had joined.")
+    return " ".join(sentences)
+
+
 def _answer_of(ask: Callable[[], T], *, within_s: float) -> T | None:
     """What the store answers; None where it is gone, or silent as a stopped process is."""
     from torch.distributed import DistError
 
     answers: list[T] = []
+    errors: list[Exception] = []
 
     def run() -> None:
-        with suppress(DistError):
+        try:
             answers.append(ask())
+        except DistError:
+            pass
+        except Exception as error:  # noqa: BLE001 - raised below
+            errors.append(error)
 
     thread = Thread(target=run, daemon=True)
     thread.start()
     thread.join(within_s)
+    if errors:  # not the store's, so a fault of ours
+        raise errors[0]
     return answers[0] if answers else None
 
 

@@ -160,3 +160,19 @@ def test_it_acts_at_the_timeout_and_is_done_before_the_transport(monkeypatch):
     with pytest.raises(SystemExit):
         dog._watch()
     assert 30 < clock.now < 30 + TRANSPORT_S
+
+
+def test_a_rank_that_never_spoke_has_a_sentence_of_its_own(soon):
+    dog = Watchdog(rank=0, size=3, store=HashStore())
+    dog.store.set("alive/1", '[1, "in step 7, at work", "elsewhere", 0]')
+    words = dog.explain("the wait for 'plugins/2'", late=False)
+    assert "rank 1, last in step 7, at work, is not heard of any more" in words
+    assert ". rank 2 never spoke: it ended, or was stopped, before it had joined." in words
+
+
+def test_a_fault_of_our_own_is_not_called_the_stores(soon):
+    dog = Watchdog(rank=0, size=2, store=HashStore())
+    dog.store.set("alive/0", "{")
+    dog.store.set("alive/1", "{")  # as by another version
+    with pytest.raises(ValueError, match="Expecting"):
+        dog.explain("all_reduce over dp", late=False)
