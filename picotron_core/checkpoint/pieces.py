@@ -56,4 +56,4 @@ def degrees_of(state: TrainState) -> Degrees:
 
 def numbers_of(tensor: Tensor, held: Piece, wanted: Piece) -> Tensor:
     """A flat view of those numbers of a rank's tensor that `wanted`, a part of `held`, names."""
-    return tensor.detach().reshape(-1)[wanted.low - held.low : wanted.high - held.low]
+    return tensor.detach().view(-1)[wanted.low - held.low : wanted.high - held.low]

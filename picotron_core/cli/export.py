@@ -10,7 +10,9 @@ from math import prod
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from picotron_core.checkpoint.header import MASTER
 from picotron_core.checkpoint.load import Checkpoint
@@ -39,7 +41,7 @@ def run_export(path: Path, folder: Path, *, dtype: str, shard_mb: float) -> int:
         temporary.mkdir(parents=True)
         _write(run, checkpoint, temporary, getattr(torch, dtype), shard_mb * 1e6)
         temporary.rename(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter hides that the disk is full
         shutil.rmtree(temporary, ignore_errors=True)
         raise RunError(f"Cannot write {folder}: {error}.") from None
     print(f"{checkpoint.folder} as {folder}:\n")
@@ -67,7 +69,7 @@ def _write(
             file_name = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
         shapes = {name: checkpoint.manifest.parameters[name] for name in names}
         tensors = {
-            name: checkpoint.read(MASTER, name, whole(prod(shape))).view(shape).to(dtype)
+            name: _in(dtype, name, checkpoint.read(MASTER, name, whole(prod(shape))).view(shape))
             for name, shape in shapes.items()
         }
         save_file(tensors, folder / file_name, metadata={"format": "pt"})
@@ -76,6 +78,17 @@ def _write(
         size = sum(prod(shape) for shape in checkpoint.manifest.parameters.values())
         index = {"metadata": {"total_size": dtype.itemsize * size}, "weight_map": where}
         (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _in(dtype: torch.dtype, name: str, tensor: Tensor) -> Tensor:
+    """Raises: RunError for a number that has no place in the dtype: it would become infinite."""
+    converted = tensor.to(dtype)
+    if not converted.isfinite().all():
+        raise RunError(
+            f"{name} has numbers up to {tensor.abs().max().item():.6g}, above {dtype}'s "
+            f"{torch.finfo(dtype).max:.6g}. Give --dtype bfloat16 or float32."
+        )
+    return converted
 
 
 def _parts(checkpoint: Checkpoint, limit: float) -> Iterator[list[str]]:
