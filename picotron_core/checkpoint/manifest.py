@@ -25,6 +25,7 @@ Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.+-]{1,100}\z")]
 Name = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,200}(/[A-Za-z0-9_.-]{1,200})?\z")
 ]
+Said = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.+ -]{0,100}\z")]
 Dims = Annotated[list[Size], Field(max_length=8)]
 
 
@@ -60,6 +61,9 @@ class Backend(Strict):
     version: Word
     dtype: Word
 
+    def __str__(self) -> str:
+        return f"{self.backend} of {self.distribution} {self.version} in {self.dtype}"
+
 
 class Scale(Strict):
     value: Annotated[float, Field(gt=0)]
@@ -72,6 +76,7 @@ class Facts(Strict):
 
     data: the key of the token cache. global_batch: samples a step. seq_len: tokens a
     sample. config: as in config.toml.
+    torch, device: its version and where it computed; "" where nobody said.
     """
 
     data: Annotated[str, StringConstraints(max_length=200)]
@@ -81,6 +86,8 @@ class Facts(Strict):
     seq_len: Size
     config: dict[str, Any] = Field(default_factory=dict)
     backends: list[Backend] = Field(default_factory=list)
+    torch: Said = ""
+    device: Said = ""
 
 
 class Manifest(Strict):

@@ -181,7 +181,7 @@ def prepare_job(
             )
         state = first_state(config, architecture, precision, ops, mesh, place, trace)
         if resume and found:
-            found = restore(state, found, resume[1], selections, world)
+            found = restore(state, found, resume[1], selections, device, world)
         if world.is_first:
             run_directory.rewind_metrics(run, state.step)
             _write_down(run, config, tokens, selections, device)

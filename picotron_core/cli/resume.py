@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 from picotron_core.checkpoint.load import Checkpoint, find_checkpoint, load_newest
@@ -12,6 +13,7 @@ from picotron_core.data.tokens import Tokens
 from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.engine.state import TrainState
 from picotron_core.errors import ConfigError
+from picotron_core.hardware import Device
 from picotron_core.parallel.mesh import data_parallel_degree
 from picotron_core.parallel.world import World
 from picotron_core.registry import Selection
@@ -105,6 +107,7 @@ def restore(
     found: Checkpoint,
     wanted: Path,
     selections: tuple[Selection, ...],
+    device: Device,
     world: World,
 ) -> Checkpoint:
     """Load what was found in `wanted`, or one before it; say what is not as it was when that was
@@ -113,18 +116,29 @@ def restore(
     checkpoint = load_newest(state, wanted, found, world)
     log.info("resumed from %s", checkpoint.folder)
     manifest = checkpoint.manifest
-    before = {entry.op: (entry.backend, entry.dtype) for entry in manifest.facts.backends}
-    for now in backends_of(selections):
-        if before.get(now.op, (now.backend, now.dtype)) != (now.backend, now.dtype):
+    facts = manifest.facts
+    before = {entry.op: str(entry) for entry in facts.backends}
+    now = {entry.op: str(entry) for entry in backends_of(selections)}
+    for what, value in (("torch", device.torch), ("the device", device_name(device))):
+        if said := getattr(facts, what.removeprefix("the ")):
+            before[what], now[what] = said, value
+    for what in sorted(before.keys() | now.keys()):
+        was_then, is_now = before.get(what, "not there"), now.get(what, "not there")
+        if was_then != is_now and state.layout.mesh.world.is_first:  # it wrote down its own
             log.warning(
-                "%s was %s in %s until now, is %s in %s from here on: the losses will differ in "
-                "their last digits",
-                *(now.op, *before[now.op], now.backend, now.dtype),
+                "%s was %s until now, is %s from here on: the losses may differ in their "
+                "last digits",
+                *(what, was_then, is_now),
             )
     was, here = manifest.layout, degrees_of(state)
     if was != here:
         log.info("saved by %s, goes on with %s: sums are added in another order", was, here)
     return checkpoint
+
+
+def device_name(device: Device) -> str:
+    """As a checkpoint keeps it: plain words."""
+    return re.sub(r"[^A-Za-z0-9_.+ -]", " ", f"{device.type} {device.name}")[:100]
 
 
 def backends_of(selections: tuple[Selection, ...]) -> list[Backend]:

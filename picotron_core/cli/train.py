@@ -18,7 +18,7 @@ from picotron_core.cli import INTERRUPTED
 from picotron_core.cli.console import View, open_view
 from picotron_core.cli.generate import write_text
 from picotron_core.cli.job import Job, prepare_job
-from picotron_core.cli.resume import backends_of
+from picotron_core.cli.resume import backends_of, device_name
 from picotron_core.cli.stop import REQUEUE, Stop, listening, seconds_of
 from picotron_core.config import Settings
 from picotron_core.engine import run_directory
@@ -111,9 +111,9 @@ def _go_back(job: Job, saver: Saver, loaded: int, error: NotFiniteError) -> None
         raise error from None
     log.warning("%s It was loaded at step %d: going back to %s.", error, loaded, earlier.folder)
     job.state.weights.drop_gradients()
-    load_newest(job.state, job.run.path, earlier, job.world)
+    loaded_now = load_newest(job.state, job.run.path, earlier, job.world)
     saver.saved = job.state.step
-    saver.sound = {earlier.folder.name}
+    saver.sound = {loaded_now.folder.name}
     if job.world.is_first:
         run_directory.rewind_metrics(job.run, job.state.step)
 
@@ -194,6 +194,8 @@ def _saver(job: Job) -> Saver:
         seq_len=config.data.seq_len,
         config=config.model_dump(mode="json", exclude_none=True),
         backends=backends_of(job.selections),
+        torch=job.device.torch,
+        device=device_name(job.device),
     )
     return Saver(
         job.state,

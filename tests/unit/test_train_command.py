@@ -10,6 +10,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import forge
 import pytest
 from PIL import Image
 from transformers import AutoTokenizer
@@ -172,10 +173,27 @@ def test_a_resume_that_would_repeat_or_skip_samples_is_refused(trained, picotron
 
 
 def test_other_kernels_from_here_on_are_announced(trained, picotron):
+    folder = max((trained[0] / "checkpoints").iterdir())
+    manifest = forge.manifest_of(folder)
+    entries = {entry["op"]: entry for entry in manifest["facts"]["backends"]}
+    entries["norm"]["version"] = "0.0.1"
+    entries["rope"]["op"] = "whirl"
+    assert manifest["facts"]["torch"].startswith("2.")
+    assert manifest["facts"]["device"].startswith("cpu")
+    manifest["facts"] |= {"torch": "1.13.1", "device": "cuda Tesla K80"}
+    forge.write_manifest(folder, manifest)
     more = ("--train.steps", "31", "--backends", "attention=naive-math")
     code, out, _ = picotron("train", "--resume", "runs/first", *more)
     assert code == 0
-    assert "attention was picotron/sdpa in float32 until now, is picotron/naive-math" in out
+    told = " ".join(out.split())
+    assert "attention was picotron/sdpa of picotron 0" in told
+    assert "until now, is picotron/naive-math of picotron 0" in told
+    assert re.search(r"norm was picotron/\S+ of \S+ 0.0.1 in float32 until now, is", told)
+    assert "rope was not there until now, is" in told
+    assert "whirl was" in told
+    assert "torch was 1.13.1 until now, is 2." in told
+    assert "the device was cuda Tesla K80 until now, is cpu" in told
+    assert out.count("until now, is") == 6  # and of nothing else
 
 
 def test_a_sample_that_does_not_fit_does_not_fail_the_run(picotron, tiny):
