@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -170,7 +171,24 @@ def train(layout: dict[str, Any], ranks: Ranks, output: Path) -> dict[str, objec
     held = sum(moment.numel() for of in state.moments.values() for moment in of.values())
     if ranks.world.is_first:
         save_file(tensors, output)
-    return {"held": held, "all": 2 * model_of.num_parameters, "calls": calls, "files": sizes}
+    return {
+        "held": held,
+        "all": 2 * model_of.num_parameters,
+        "calls": calls,
+        "files": sizes,
+        "copies": copies(state),
+    }
+
+
+def copies(state: TrainState) -> dict[str, str]:
+    """A digest of each parameter, or part of one, by a name that all who have it share."""
+    layout = state.layout
+    return {
+        f"{name} {layout.mesh.tp.index if name in layout.cuts else 0}": sha256(
+            parameter.detach().contiguous().view(torch.uint8).numpy().tobytes()
+        ).hexdigest()[:16]
+        for name, parameter in state.model.named_parameters()
+    }
 
 
 def main(layouts: list[dict[str, Any]], folder: Path) -> None:

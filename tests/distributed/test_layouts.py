@@ -171,7 +171,9 @@ def test_a_layout_trains_the_run_of_one(run_ranks, alone, tmp_path, world_size, 
     wrong = {}
     every = run(run_ranks, layouts, world_size, tmp_path)
     for layout, wanted, (found, told) in zip(layouts, alone(layouts), every, strict=True):
-        wrong[json.dumps(layout)] = differences(found, wanted) + misfits(layout, told)
+        wrong[json.dumps(layout)] = (
+            differences(found, wanted) + misfits(layout, told) + strays(told)
+        )
     assert {layout: what for layout, what in wrong.items() if what} == {}
 
 
@@ -194,6 +196,15 @@ def misfits(layout: Layout, told: list[dict[str, Any]]) -> list[str]:
     return wrong
 
 
+def strays(told: list[dict[str, Any]]) -> list[str]:
+    """What ranks hold copies of that are not the same, bit for bit."""
+    digests: dict[str, set[str]] = {}
+    for rank in told:
+        for name, digest in rank["copies"].items():
+            digests.setdefault(name, set()).add(digest)
+    return [f"copies of {name} differ" for name, of_all in digests.items() if len(of_all) > 1]
+
+
 SIXTEEN = [
     {"tied": True, "dtype": "bfloat16", "accumulation": 2, "parallel": parallel}
     for parallel in ({"tp": 2, "sequence": True}, {"pp": 2}, {"zero": 1}, {"cp": 2})
@@ -210,6 +221,9 @@ def test_sixteen_bits_cost_only_their_rounding(run_ranks, alone, tmp_path):
             if name.startswith("gradient."):
                 error, usual = (torch.linalg.vector_norm(t[name] - right) for t in (found, low))
                 assert error <= 2 * usual, name  # of the slices and their sum: 1.26 was seen
+    for rank in every[0][1]:  # norms by parts of the tokens are summed once a step, in float32
+        sums = [call["dtype"] for call in rank["calls"] if call["op"] == "all_reduce"]
+        assert sorted(sums) == ["float32", "float64"]  # the other is the step's own
     for found, _ in every[len(SIXTEEN) :]:
         gradients = {n: t for n, t in found.items() if n.startswith("gradient.")}
         compared = {**exact, **gradients}
