@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,52 +38,15 @@ from picotron_core.checkpoint.manifest import Facts, FileEntry, Manifest, Scale
 from picotron_core.checkpoint.pieces import degrees_of, held, numbers_of, tensors, written
 from picotron_core.checkpoint.rng import rng_states
 from picotron_core.checkpoint.snapshot import Snapshot
+from picotron_core.checkpoint.task import Outcome, Task
 from picotron_core.checkpoint.write import write_file
 from picotron_core.engine.state import TrainState
-from picotron_core.errors import NotFiniteError, NotSavedError, RunError
+from picotron_core.errors import NotSavedError
 from picotron_core.parallel.world import World
 
 SLOW_DISK = 20e6  # bytes a second
 LOOK_S = 0.05  # between two looks at the other ranks while training waits
 log = logging.getLogger("picotron")
-
-
-class Task(threading.Thread):
-    """Work in the background, and its end. A daemon: who quits at once does not wait for a disk."""
-
-    def __init__(self, work: Callable[[], str]) -> None:
-        super().__init__(daemon=True)
-        self._work = work
-        self.answer, self.seconds = "", 0.0
-        self.error: Exception | None = None
-        self.start()
-
-    def run(self) -> None:
-        begin = time.monotonic()
-        try:
-            self.answer = self._work()
-        except Exception as error:  # noqa: BLE001 - `outcome` raises it in the main thread
-            self.error = error
-        self.seconds = time.monotonic() - begin
-
-    def outcome(self) -> Outcome:
-        """Once done. Raises what is no failure of a disk."""
-        self.join()
-        if self.error and not isinstance(self.error, OSError | NotFiniteError | RunError):
-            raise self.error
-        why = str(self.error) if self.error else ""
-        return Outcome(answer=self.answer, why=why, seconds=self.seconds)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What one rank tells the others of its task. why: it failed, "" where it did not.
-    seconds: that it took, none of them waiting for the others.
-    """
-
-    answer: str
-    why: str
-    seconds: float
 
 
 @dataclass(slots=True, kw_only=True)

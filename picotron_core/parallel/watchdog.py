@@ -23,14 +23,14 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Event, Thread
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from picotron_core.errors import LostRankError
+from picotron_core.parallel.seen import Seen, answer_of, obituary
 
 POLL_S = 0.5  # between two heartbeats: how soon a rank hears that another has failed
 SILENT_S = 2.0  # whoever's heart does not beat for so long, while others look, is gone
@@ -40,8 +40,6 @@ LATE_S = 2.0  # what a wait that ends by itself has, after the timeout, to do so
 TRANSPORT_S = 8.0
 GRACE_S = 2.0  # what a rank has, once another has failed, to leave by itself
 FAILED = "failed"
-
-T = TypeVar("T")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -145,7 +143,7 @@ class Watchdog:
             )
         gone = {rank: one for rank, one in silent.items() if one.silent}
         if gone:
-            words = f"{where}: {_obituary(gone)} See its output."
+            words = f"{where}: {obituary(gone)} See its output."
             self._tell(words)  # first, for once awake it is not silent to those who look later
             for one in gone.values():
                 one.wake()
@@ -160,7 +158,7 @@ class Watchdog:
 
     def _silent(self) -> dict[int, Seen] | None:
         """The other ranks, by two looks at their hearts; None where the store does not answer."""
-        return _answer_of(self._look_twice, within_s=SILENT_S + 4 * POLL_S)
+        return answer_of(self._look_twice, within_s=SILENT_S + 4 * POLL_S)
 
     def _look_twice(self) -> dict[int, Seen]:
         before = self._look()
@@ -183,7 +181,7 @@ class Watchdog:
 
     def _tell(self, words: str) -> None:
         """The first to say it is who is heard."""
-        _answer_of(lambda: self.store.compare_set(FAILED, "", words), within_s=2 * POLL_S)
+        answer_of(lambda: self.store.compare_set(FAILED, "", words), within_s=2 * POLL_S)
 
     def _beat(self) -> None:
         from torch.distributed import DistError
@@ -267,65 +265,6 @@ class Waiting:
             late = time.monotonic() - self.since >= 0.9 * dog.timeout_s
             if words := dog.explain(self.what, late=late):
                 raise LostRankError(words) from error
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """A rank as others see it. where: "in step 7, in all_reduce over dp"; "" if it never spoke."""
-
-    where: str
-    host: str
-    pid: int
-    silent: bool
-
-    @classmethod
-    def of(cls, text: bytes, *, silent: bool) -> Seen:
-        _, where, host, pid = json.loads(text) if text else (0, "", "", 0)
-        return cls(where, host, pid, silent)
-
-    def wake(self) -> None:
-        """If it is a stopped process of this machine: it shall find that its run is over, and give
-        its memory back. To one that is dead, or only slow, this does nothing.
-        """
-        if self.pid and self.host == platform.node() and hasattr(signal, "SIGCONT"):
-            with suppress(OSError):
-                os.kill(self.pid, signal.SIGCONT)
-
-
-def _obituary(gone: dict[int, Seen]) -> str:
-    met = " and ".join(f"rank {rank}, last {one.where}," for rank, one in gone.items() if one.where)
-    never = " and ".join(f"rank {rank}" for rank, one in gone.items() if not one.where)
-    sentences = []
-    if met:
-        sentences.append(
-            f"{met} is not heard of any more: killed or stopped, or its machine is gone."
-        )
-    if never:
-        sentences.append(f"{never} never spoke: it ended, or was stopped, before it had joined.")
-    return " ".join(sentences)
-
-
-def _answer_of(ask: Callable[[], T], *, within_s: float) -> T | None:
-    """What the store answers; None where it is gone, or silent as a stopped process is."""
-    from torch.distributed import DistError
-
-    answers: list[T] = []
-    errors: list[Exception] = []
-
-    def run() -> None:
-        try:
-            answers.append(ask())
-        except DistError:
-            pass
-        except Exception as error:  # noqa: BLE001 - raised below
-            errors.append(error)
-
-    thread = Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(within_s)
-    if errors:  # not the store's, so a fault of ours
-        raise errors[0]
-    return answers[0] if answers else None
 
 
 def _leave(code: int) -> None:

@@ -151,7 +151,7 @@ def test_it_acts_at_the_timeout_and_is_done_before_the_transport(monkeypatch):
     """At the worst: the store does not answer, and it is rank 0's turn to wait for the others."""
     clock = Clock()
     monkeypatch.setattr(module, "time", clock)
-    monkeypatch.setattr(module, "_answer_of", clock.no_answer)
+    monkeypatch.setattr(module, "answer_of", clock.no_answer)
     monkeypatch.setattr(module.os, "write", lambda *_: None)
     monkeypatch.setattr(module, "_leave", clock.leave)
     monkeypatch.setattr(Watchdog, "_signals_within", clock.signals)
