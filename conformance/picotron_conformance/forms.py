@@ -42,13 +42,16 @@ class Form:
 def _attention(
     kernel: Kernel, tensors: Mapping[str, Tensor], options: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    extra = {"doc_ids": tensors["doc_ids"]} if "doc_ids" in tensors else {}
-    answer = kernel(tensors["q"], tensors["k"], tensors["v"], **options, **extra)
+    answer = kernel(tensors["q"], tensors["k"], tensors["v"], **options, **_documents(tensors))
     if options.get("return_lse"):
         if not isinstance(answer, tuple) or len(answer) != 2:
             raise WrongKernelError("return_lse=True must return (out, lse)")
         return {"out": answer[0], "lse": answer[1]}
     return {"out": answer}
+
+
+def _documents(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {name: tensors[name] for name in ("doc_ids", "query_doc_ids") if name in tensors}
 
 
 def _golden_attention(
@@ -66,7 +69,7 @@ def _oracle_attention(
 ) -> dict[str, Tensor]:
     given: dict[str, Any] = {n: value for n, value in options.items() if n != "return_lse"}
     q, k, v = (tensors[name] for name in "qkv")
-    out, lse = oracles.attention(q, k, v, doc_ids=tensors.get("doc_ids"), **given)
+    out, lse = oracles.attention(q, k, v, **_documents(tensors), **given)
     return {"out": out, "lse": lse}
 
 

@@ -18,16 +18,29 @@ from torch import Tensor
 
 
 def seen_keys(
-    t: int, *, T: int, S: int, causal: bool, window: int | None, documents: list[int] | None
+    t: int,
+    *,
+    T: int,
+    S: int,
+    causal: bool,
+    window: int | None,
+    documents: list[int] | None,
+    offset: int | None = None,
+    query_documents: list[int] | None = None,
 ) -> list[int]:
     """The keys that query t sees, in one sequence whose keys belong to `documents`."""
-    here = t + (S - T)
+    here = t + (S - T) if offset is None else t + offset
+    if documents is None:
+        alike = set(range(S))
+    else:
+        mine = documents[here] if query_documents is None else query_documents[t]
+        alike = {s for s, document in enumerate(documents) if document == mine}
     return [
         s
         for s in range(S)
-        if not (causal and s > here)
+        if s in alike
+        and not (causal and s > here)
         and not (window is not None and here - s >= window)
-        and not (documents is not None and documents[s] != documents[here])
     ]
 
 
@@ -40,6 +53,8 @@ def attention(
     scale: float | None = None,
     window: int | None = None,
     doc_ids: Tensor | None = None,
+    offset: int | None = None,
+    query_doc_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(out (B, H, T, D), lse (B, H, T)), query by query."""
     q, k, v = q.double(), k.double(), v.double()
@@ -49,10 +64,20 @@ def attention(
     out, lse = [], []
     for b in range(B):
         documents = None if doc_ids is None else doc_ids[b].tolist()
+        query_documents = None if query_doc_ids is None else query_doc_ids[b].tolist()
         for h in range(H):
             keys, values = k[b, h * K // H], v[b, h * K // H]
             for t in range(T):
-                seen = seen_keys(t, T=T, S=S, causal=causal, window=window, documents=documents)
+                seen = seen_keys(
+                    t,
+                    T=T,
+                    S=S,
+                    causal=causal,
+                    window=window,
+                    documents=documents,
+                    offset=offset,
+                    query_documents=query_documents,
+                )
                 if not seen:
                     out.append(q.new_zeros(D))
                     lse.append(q.new_tensor(-math.inf))

@@ -18,6 +18,7 @@ from picotron_core.cli.config import as_markdown
 from picotron_core.config import ENVIRONMENT, load_settings
 from picotron_core.hardware import PROFILES
 from picotron_core.ops import OPS
+from picotron_core.ops.attention import FEATURES
 from picotron_core.registry import Backend, hookspecs
 from picotron_core.registry.plugins import load_registry
 
@@ -81,6 +82,13 @@ def test_every_backend_and_op_is_in_the_backends_page():
         declared.setdefault(candidate.backend.name, set()).add(candidate.backend.op)
     assert rows == declared
     assert set(OPS) == set().union(*declared.values())
+
+
+def test_every_feature_of_attention_is_in_the_backends_page():
+    page = DOCS["backends.md"]
+    table = page[page.index("| feature | the call |") : page.index("The list grows")]
+    rows = re.findall(r"^\| (`.+?) \|", table, re.MULTILINE)
+    assert tuple(re.findall(r"`(\w+)`", "".join(rows))) == FEATURES
 
 
 def test_the_tree_in_the_architecture_page_is_the_tree():

@@ -5,9 +5,11 @@ from importlib import import_module
 
 import pytest
 import torch
+from picotron_backends.mem_efficient import blockwise
 from picotron_conformance import oracles
 
 MODULES = {
+    "naive-math": "picotron_backends.naive_math.attention",
     "sdpa": "picotron_backends.sdpa.attention",
     "mem_efficient": "picotron_backends.mem_efficient.attention",
 }
@@ -95,3 +97,56 @@ def test_the_pinned_call_allows_one_kernel_and_gets_whole_heads(monkeypatch, gro
     ]
     wanted, _ = oracles.attention(q.double(), k.double(), v.double(), causal=True, scale=0.3)
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+CHUNK, CHUNKS = 12, 4
+# (B, S). Documents end inside of a chunk and with one, and go on over several.
+ENDS = torch.tensor([[5, 12, 13, 40], [3, 24, 30, 31]])
+DOCUMENTS = (torch.arange(CHUNK * CHUNKS) >= ENDS[:, :, None]).sum(1)
+
+
+def by_blocks(attention, q, k, v, *, window, doc_ids):
+    """Each chunk of the queries over each chunk of the keys alone, merged by their lse."""
+    queries, keys, values = (tensor.split(CHUNK, dim=2) for tensor in (q, k, v))
+    ids = [None] * CHUNKS if doc_ids is None else doc_ids.split(CHUNK, dim=1)
+    merged = []
+    for i in range(CHUNKS):
+        parts = [
+            attention(
+                queries[i],
+                keys[j],
+                values[j],
+                causal=True,
+                window=window,
+                doc_ids=ids[j],
+                offset=(i - j) * CHUNK,  # for j > i nothing is seen
+                query_doc_ids=ids[i],
+                return_lse=True,
+            )
+            for j in range(CHUNKS)
+        ]
+        outs, lses = map(torch.stack, zip(*parts, strict=True))
+        lse = lses.logsumexp(0)
+        merged.append((((lses - lse).exp()[..., None] * outs).sum(0), lse))
+    outs, lses = zip(*merged, strict=True)
+    return torch.cat(outs, dim=2), torch.cat(lses, dim=2)
+
+
+@pytest.mark.parametrize("name", ["naive-math", "mem_efficient"])
+@pytest.mark.parametrize("window", [None, 17])
+@pytest.mark.parametrize("doc_ids", [None, DOCUMENTS], ids=["", "documents"])
+def test_blocks_that_are_merged_by_their_lse_are_the_whole(monkeypatch, name, window, doc_ids):
+    monkeypatch.setattr(blockwise, "QUERY_BLOCK", 7)  # divides no chunk
+    monkeypatch.setattr(blockwise, "KEY_BLOCK", 5)
+    attention = import_module(MODULES[name]).attention
+    S = CHUNK * CHUNKS
+    leaves = [
+        normal(2, heads, S, 8, seed=seed).requires_grad_() for seed, heads in enumerate((4, 2, 2))
+    ]
+    upstream = normal(2, 4, S, 8, seed=7), normal(2, 4, S, seed=8)
+    whole = attention(*leaves, causal=True, window=window, doc_ids=doc_ids, return_lse=True)
+    blocks = by_blocks(attention, *leaves, window=window, doc_ids=doc_ids)
+    found, wanted = (
+        (*outputs, *torch.autograd.grad(outputs, leaves, upstream)) for outputs in (blocks, whole)
+    )
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)

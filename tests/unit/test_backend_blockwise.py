@@ -15,6 +15,16 @@ MASKS = {
     "dead-rows": (7, 4, {"causal": True}),
     "window": (9, 9, {"causal": True, "window": 3}),
     "documents": (8, 8, {"causal": True, "doc_ids": torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2]] * 2)}),
+    "before": (7, 7, {"causal": True, "offset": -3}),
+    "beyond": (7, 8, {"causal": True, "offset": 5, "window": 6}),
+    "query-documents": (
+        *(5, 8),
+        {
+            **{"causal": True, "offset": 6},
+            "doc_ids": torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2], [3, 3, 3, 3, 4, 4, 4, 4]]),
+            "query_doc_ids": torch.tensor([[1, 1, 2, 2, 2], [4, 4, 4, 5, 5]]),
+        },
+    ),
 }
 
 
@@ -88,17 +98,26 @@ def test_blocks_that_nobody_sees_are_not_computed():
     everything = products(T, causal=False)
     assert products(T, causal=True) < 0.62 * everything
     assert products(T, causal=True, window=module.KEY_BLOCK) < 0.4 * everything
+    assert products(T, causal=True, offset=-T // 2) < 0.2 * everything
+    assert products(T, causal=True, offset=T, window=T // 2) < 0.2 * everything
+    assert products(T, causal=True, offset=-T) == 0
 
 
 @pytest.mark.parametrize("rows", [slice(0, 4), slice(4, 8), slice(8, 11)])
 @pytest.mark.parametrize(
-    ("T", "S", "window"), [(11, 11, None), (11, 11, 3), (11, 20, 5), (11, 6, 2)]
+    ("first", "S", "window"),
+    [
+        *[(0, 11, None), (0, 11, 3), (9, 20, 5), (-5, 6, 2)],
+        *[(3, 20, None), (-7, 11, None), (30, 11, None), (5, 11, 8), (-20, 11, 4), (30, 11, 4)],
+    ],
 )
-def test_reach_is_exactly_the_keys_that_the_oracle_sees(rows, T, S, window):
-    mask = BlockMask(S=S, first=S - T, causal=True, window=window, doc_ids=None)
+def test_reach_is_exactly_the_keys_that_the_oracle_sees(rows, first, S, window):
+    mask = BlockMask(S=S, first=first, causal=True, window=window, doc_ids=None)
     seen = {
         s
         for t in range(rows.start, rows.stop)
-        for s in oracles.seen_keys(t, T=T, S=S, causal=True, window=window, documents=None)
+        for s in oracles.seen_keys(
+            t, T=11, S=S, causal=True, window=window, documents=None, offset=first
+        )
     }
     assert set(range(*mask.reach(rows))) == seen

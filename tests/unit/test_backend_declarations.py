@@ -49,6 +49,7 @@ CHOICES = [
     ("cpu", "bfloat16", {}, 64, "sdpa"),
     ("cpu", "float32", {"doc_ids"}, 64, "mem_efficient"),
     ("cpu", "float32", {"window"}, 64, "mem_efficient"),
+    ("cpu", "float32", {"offset"}, 64, "mem_efficient"),
     ("cpu", "float32", {"lse", "lse_backward"}, 64, "mem_efficient"),
     ("gtx1080", "float32", {}, 64, "mem_efficient"),
     ("p100", "float16", {}, 63, "mem_efficient"),
@@ -60,6 +61,7 @@ CHOICES = [
     ("a100", "float32", {}, 64, "mem_efficient"),
     ("h100", "bfloat16", {}, 128, "sdpa"),
     ("h100", "bfloat16", {"window"}, 128, "mem_efficient"),
+    ("h100", "bfloat16", {"offset"}, 128, "mem_efficient"),
 ]
 
 
@@ -83,6 +85,7 @@ def test_who_wins_attention(device, dtype, features, D, winner):
         ("t4", "float16", {"doc_ids"}, 64, Level.PORTABLE),
         ("t4", "float16", {"lse"}, 64, Level.PORTABLE),
         ("t4", "float16", {"cross_length"}, 64, Level.PORTABLE),
+        ("t4", "float16", {"offset"}, 64, Level.PORTABLE),
         ("a100", "float32", set(), 64, Level.ACCELERATED),
         ("a100", "float32", set(), 62, Level.PORTABLE),
         ("cpu", "float32", set(), 64, Level.PORTABLE),
@@ -102,6 +105,8 @@ def test_mem_efficient_attention_ranks_by_the_kernel_that_would_serve(
         ("cpu", "float32", {"cross_length"}, {"T": 1}, Level.ACCELERATED),  # needs no mask
         ("cpu", "float32", {"cross_length"}, {"T": 4}, Level.PORTABLE),
         ("cpu", "float32", {"window"}, {}, Level.PORTABLE),
+        ("cpu", "float32", {"offset"}, {}, Level.PORTABLE),
+        ("cpu", "float32", {"cross_length", "offset"}, {"T": 1}, Level.PORTABLE),
         ("t4", "float16", set(), {}, Level.PORTABLE),
         ("a100", "float16", set(), {}, Level.ACCELERATED),
         ("a100", "float32", set(), {}, Level.PORTABLE),

@@ -34,6 +34,23 @@ MASKS = {
     "window": (7, 7, {"causal": True, "window": 3}),
     "documents": (6, 6, {"causal": True, "doc_ids": torch.tensor([[0, 0, 1, 1, 1, 2]] * 2)}),
     "scale": (5, 5, {"causal": True, "scale": -0.3}),
+    "offset": (3, 8, {"causal": True, "offset": 2}),
+    "beyond": (5, 6, {"causal": True, "offset": 4, "window": 5}),
+    "query-documents": (
+        *(4, 6),
+        {
+            **{"causal": False, "doc_ids": torch.tensor([[0, 0, 1, 1, 1, 2]] * 2)},
+            "query_doc_ids": torch.tensor([[1, 1, 0, 2], [2, 0, 0, 1]]),
+        },
+    ),
+    "all": (
+        *(5, 6),
+        {
+            **{"causal": True, "offset": 4, "window": 5},
+            "doc_ids": torch.tensor([[0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 2, 2]]),
+            "query_doc_ids": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 2, 2, 2]]),
+        },
+    ),
 }
 
 
@@ -41,18 +58,20 @@ MASKS = {
 def test_attention_equals_torch(mask):
     T, S, arguments = MASKS[mask]
     q, k, v = normal(2, 4, T, 8, seed=1), normal(2, 2, S, 8, seed=2), normal(2, 2, S, 8, seed=3)
-    # The mask by other means than the oracle's: comparisons of positions that are counted from the
-    # end, cut out of a matrix of all tokens.
-    age = torch.arange(S).flip(0)
-    query, key = age[S - T :, None], age[None, :]
+    # The mask by other means than the oracle's: ages, counted back from the last key.
+    query = (S - 1 - arguments.get("offset", S - T) - torch.arange(T))[:, None]
+    key = torch.arange(S).flip(0)[None, :]
     sees = torch.ones(2, 1, T, S, dtype=torch.bool)
     if arguments["causal"]:
         sees &= key >= query
     if "window" in arguments:
         sees &= key - query < arguments["window"]
     if "doc_ids" in arguments:
-        one_hot = F.one_hot(arguments["doc_ids"]).double()
-        sees &= (one_hot @ one_hot.mT)[:, None, S - T :] > 0
+        one_hot = F.one_hot(arguments["doc_ids"], 3).double()
+        own = one_hot[:, S - T :]
+        if "query_doc_ids" in arguments:
+            own = F.one_hot(arguments["query_doc_ids"], 3).double()
+        sees &= (own @ one_hot.mT)[:, None] > 0
     expanded = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
     scale = arguments.get("scale")
     wanted = F.scaled_dot_product_attention(q, *expanded, attn_mask=sees, scale=scale)
@@ -60,6 +79,15 @@ def test_attention_equals_torch(mask):
     close(out, wanted)
     logits = (q @ expanded[0].mT) * (scale or 8**-0.5)
     close(lse, logits.masked_fill(~sees, -math.inf).logsumexp(-1))
+
+
+def test_where_queries_stand_tells_the_documents_of_those_that_bring_none():
+    """A query among the keys has the document of the key at its position."""
+    ids = torch.tensor([[0, 0, 1, 1, 2, 2], [3, 1, 1, 1, 1, 0]])
+    q, k = normal(2, 2, 3, 4), normal(2, 2, 6, 4)
+    found = oracles.attention(q, k, k, causal=False, doc_ids=ids, offset=2)
+    own = ids[:, 2:5]
+    close(found, oracles.attention(q, k, k, causal=False, doc_ids=ids, query_doc_ids=own))
 
 
 def test_attention_of_a_query_that_sees_nothing():
@@ -156,8 +184,9 @@ def test_golden_results_equal_the_oracle(case):
     outputs = form.oracle({**problem.tensors, **leaves}, case.options)
     for name in case.outputs:
         close(found[name], outputs[name].detach())
-    # Rows that see nothing have an lse of -inf, which no gradient goes through.
-    total = sum(
+    # Rows that see nothing have an lse of -inf, which no gradient goes through; if all see nothing,
+    # there is no graph either.
+    total = sum(leaf.sum() * 0 for leaf in leaves.values()) + sum(
         torch.where(outputs[name].isfinite(), outputs[name] * given, 0).sum()
         for name, given in problem.upstream.items()
     )

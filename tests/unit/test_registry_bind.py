@@ -125,16 +125,18 @@ def test_loading_that_raises_is_a_reason():
         bind_norm(registry, "norm=broken")
 
 
-def correct(q, k, v, *, causal, doc_ids=None, return_lse=False):
+def correct(q, k, v, *, causal, doc_ids=None, offset=None, query_doc_ids=None, return_lse=False):
     """A right kernel; each of those below differs from it in one way."""
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     T, S = q.shape[2], k.shape[2]
-    sees = torch.ones(T, S, dtype=torch.bool).tril(S - T)[None, None]
+    first = S - T if offset is None else offset
+    sees = torch.ones(T, S, dtype=torch.bool).tril(first)[None, None]
     if doc_ids is not None:
-        sees = sees & (doc_ids[:, None, S - T :, None] == doc_ids[:, None, None, :])
+        own = doc_ids[:, first : first + T] if query_doc_ids is None else query_doc_ids
+        sees = sees & (own[:, None, :, None] == doc_ids[:, None, None, :])
     logits = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~sees, -torch.inf)
-    out = logits.softmax(-1) @ v
+    out = logits.softmax(-1).masked_fill(~sees, 0) @ v
     return (out, logits.logsumexp(-1)) if return_lse else out
 
 
@@ -145,6 +147,19 @@ def with_groups_in_turn(q, k, v, **arguments):
 
 def with_the_first_rows_documents(q, k, v, *, doc_ids=None, **arguments):
     return correct(q, k, v, doc_ids=None if doc_ids is None else doc_ids[:1], **arguments)
+
+
+def standing_at_the_end(q, k, v, *, offset=None, **arguments):
+    return correct(q, k, v, **arguments)
+
+
+def with_the_keys_documents(q, k, v, *, query_doc_ids=None, **arguments):
+    return correct(q, k, v, **arguments)
+
+
+def with_an_lse_of_nothing_seen(q, k, v, **arguments):
+    out, lse = correct(q, k, v, **arguments)
+    return out, lse.clamp(min=-1e30)
 
 
 def as_if_contiguous(q, k, v, **arguments):
@@ -198,6 +213,10 @@ def attention_request(*features, **sizes):
         (that_clears_its_input, attention_request("causal")),
         (in_float64, attention_request("causal")),
         (aligned_top_left, attention_request("causal", "cross_length", T=1)),
+        (standing_at_the_end, attention_request("causal", "offset")),
+        (standing_at_the_end, attention_request("causal", "cross_length", "offset")),
+        (with_the_keys_documents, attention_request("causal", "doc_ids", "query_doc_ids")),
+        (with_an_lse_of_nothing_seen, attention_request("causal", "offset", "lse")),
     ],
 )
 def test_the_trial_sees_a_wrong_attention(kernel, request_):
@@ -236,6 +255,10 @@ def requests_of_all_kinds():
             {"causal"},
             {"causal", "gqa", "window", "doc_ids"},
             {"causal", "cross_length"},
+            {"causal", "doc_ids", "offset"},
+            {"causal", "offset", "lse", "lse_backward"},  # some queries see nothing
+            {"causal", "cross_length", "window", "offset", "doc_ids", "query_doc_ids", "lse"},
+            {"doc_ids", "query_doc_ids", "lse", "lse_backward"},
             {"lse", "lse_backward"},
         ],
     }

@@ -63,6 +63,8 @@ _GROWN_WITH: dict[str, dict[str, Options]] = {
         "docs": {"H": 1, "K": 1, "docs": "packed"},
         "window": {"H": 1, "K": 1, "window": 100},
         "lse": {"H": 1, "K": 1, "lse": "lse_backward"},
+        "offset": {"H": 1, "K": 1, "offset": 50},
+        "query-docs": {"H": 1, "K": 1, "docs": "packed", "query_docs": True},
     }
 }
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from picotron_conformance.cases.blocks import FULL_BLOCKS, QUICK_BLOCKS
 from picotron_conformance.cases.draws import drawn
 from picotron_conformance.check import Profile
 from picotron_conformance.inputs import DISTRIBUTIONS, FAR, LAYOUTS, PACKED
@@ -163,10 +164,13 @@ FULL: dict[str, dict[str, Any]] = {
     "low-rank-long": {"values": "low_rank", "S": 300, "B": 1, "H": 2, "K": 1, "D": 32},
     "layout-fused-gqa-8": {"layout": "fused", "H": 8, "K": 1, "S": 65},
 }
+LAG = 3  # tokens
 
 
 def cases(dtype: str, profile: Profile, seed: int) -> Iterator[Case]:
-    table = QUICK if profile == "quick" else QUICK | FULL
+    table = QUICK | QUICK_BLOCKS
+    if profile != "quick":
+        table |= FULL | FULL_BLOCKS
     for name, options in table.items():
         slow = dtype == "float16" and options.get("S", 17) > 300  # float16 is slow on CPUs
         overflows = dtype == "float16" and options.get("upstream_scale", 1.0) > 1e4
@@ -189,6 +193,8 @@ def case(
     causal: bool = True,
     window: int | None = None,
     docs: str = "",
+    offset: int | None = None,
+    query_docs: bool = False,
     scale: float | None = None,
     lse: str = "",
     values: str | Mapping[str, str] = "normal",
@@ -199,7 +205,10 @@ def case(
     upstream_scale: float = 1.0,
     shift: float = 0.0,
 ) -> Case:
-    """lse: "", "lse" (looked at) or "lse_backward" (differentiated too). shift: of the upstream."""
+    """One call. docs: a kind of doc_ids, "" for none; query_docs: give query_doc_ids too.
+
+    lse: "", "lse" (looked at) or "lse_backward" (differentiated too). shift: of the upstream.
+    """
     T = S if T is None else T
     shapes = {"q": (B, H, T, D), "k": (B, K, S, D), "v": (B, K, S, D)}
 
@@ -210,6 +219,9 @@ def case(
             )
             for n, shape in shapes.items()
         }
+        if docs and query_docs:
+            first = S - T if offset is None else offset
+            return tensors | _documents_of_both(docs, B, T, S, first, generator)
         return tensors | ({"doc_ids": _documents(docs, B, S, generator)} if docs else {})
 
     asked = {
@@ -218,11 +230,14 @@ def case(
         "window": window is not None,
         "doc_ids": bool(docs),
         "cross_length": T != S,
+        "offset": offset is not None,
+        "query_doc_ids": query_docs,
         "lse": bool(lse),
         "lse_backward": lse == "lse_backward",
     }
     options: dict[str, Any] = {"causal": causal}
     options |= {"window": window} if window is not None else {}
+    options |= {"offset": offset} if offset is not None else {}
     options |= {"scale": scale} if scale is not None else {}
     options |= {"return_lse": True} if lse else {}
     outputs: dict[str, tuple[int, ...]] = {"out": (B, H, T, D)}
@@ -236,7 +251,10 @@ def case(
         options=options,
         features=frozenset(feature for feature, is_asked in asked.items() if is_asked),
         sizes={"B": B, "H": H, "K": K, "T": T, "S": S, "D": D},
-        layouts={"": layout, "doc_ids": "contiguous", **(layouts or {})},
+        layouts={
+            **{"": layout, "doc_ids": "contiguous", "query_doc_ids": "contiguous"},
+            **(layouts or {}),
+        },
         outputs=outputs,
         upstream=given if upstream is None else upstream,
         upstream_layout=upstream_layout,
@@ -259,16 +277,29 @@ def _values(kind: str, shape: tuple[int, ...], generator: Generator) -> Tensor:
     return DISTRIBUTIONS[kind](shape, generator)
 
 
-def _documents(kind: str, B: int, S: int, generator: Generator) -> Tensor:
+def _documents(kind: str, B: int, tokens: int, generator: Generator) -> Tensor:
     """packed: runs of one id, as in training; mixed: any order; alone: every token its own."""
     if kind == "alone":
-        return torch.arange(S).expand(B, S).clone()
+        return torch.arange(tokens).expand(B, tokens).clone()
     if kind == "mixed":
-        return torch.randint(-1, 3, (B, S), generator=generator)
-    starts = torch.rand((B, S), generator=generator) < 0.2
+        return torch.randint(-1, 3, (B, tokens), generator=generator)
+    starts = torch.rand((B, tokens), generator=generator) < 0.2
     ids = starts.cumsum(-1)
     # In 32 bits every other document would be taken for the one before it, in float32 all.
     return ids.to(torch.int32) if kind == "int32" else ids // 2 + ids % 2 * 2**32 + 2**40
+
+
+def _documents_of_both(
+    kind: str, B: int, T: int, S: int, first: int, generator: Generator
+) -> dict[str, Tensor]:
+    """Of one sequence, in which a query's is that of the token LAG before its position: there the
+    keys' would not tell it. first: the position of query 0.
+    """
+    start = first - LAG
+    before = max(0, -start)  # tokens that come before the keys
+    ids = _documents(kind, B, before + max(S, start + T), generator)
+    own = ids[:, before + start :][:, :T]
+    return {"doc_ids": ids[:, before:][:, :S], "query_doc_ids": own}
 
 
 def _drawn(random: Random) -> dict[str, Any]:
@@ -276,7 +307,10 @@ def _drawn(random: Random) -> dict[str, Any]:
     S = random.choice([1, 2, 8, 17, 31, 50, 66, random.randint(1, 140)])
     causal = random.random() < 0.7
     T = S if random.random() < 0.5 else random.randint(1, S + 5)
-    docs = random.choice(["", "", "packed", "mixed"]) if T <= S else ""
+    docs = random.choice(["", "", "packed", "mixed"])
+    offset = random.randint(-T, S + 3) if random.random() < 0.3 else None
+    first = S - T if offset is None else offset
+    among = 0 <= first <= S - T  # else the keys' documents do not tell the queries'
     return {
         "B": random.choice([1, 2, 3]),
         "H": K * random.choice([1, 2, 3, 4]),
@@ -287,6 +321,8 @@ def _drawn(random: Random) -> dict[str, Any]:
         "causal": causal,
         "window": random.randint(1, S + 2) if causal and random.random() < 0.3 else None,
         "docs": docs,
+        "offset": offset,
+        "query_docs": bool(docs) and (not among or random.random() < 0.3),
         "scale": random.choice([None, None, 0.2, 0.7]),
         "lse": random.choice(["", "", "lse", "lse_backward"]),
         "values": random.choice(["normal", "shifted", "outliers", "tiny", "low_rank"]),

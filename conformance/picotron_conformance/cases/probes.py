@@ -55,6 +55,9 @@ NEEDLES: dict[str, dict[str, Any]] = {
     "fused": {"S": 33, "layout": "fused", "H": 4, "K": 4},
     "strided": {"S": 33, "layout": "strided"},
     "docs": {"S": 66, "docs": "packed"},
+    "offset": {"T": 30, "S": 21, "offset": -4},
+    "offset-window": {"T": 33, "S": 70, "offset": 50, "window": 13},
+    "query-docs": {"S": 66, "docs": "packed", "query_docs": True},
 }
 
 
@@ -83,7 +86,7 @@ def _attention(dtype: str) -> Iterator[Probe]:
 
 def _needles(case: Case, edge: str) -> Draw:
     B, H, K, T, S, D = (case.sizes[letter] for letter in "BHKTSD")
-    window, documents = case.options.get("window"), "doc_ids" in case.features
+    window, first = case.options.get("window"), case.options.get("offset", S - T)
 
     def draw(generator: Generator) -> dict[str, Tensor]:
         drawn = case.draw(generator)
@@ -93,11 +96,13 @@ def _needles(case: Case, edge: str) -> Draw:
         q = torch.zeros(B, H, T, D, dtype=torch.float64)
         for b in range(B):
             for t in range(T):
-                here = t + S - T
-                seen = list(range(max(0, here - window + 1) if window else 0, here + 1))
-                if documents:
+                here = first + t
+                oldest = max(0, here - window + 1) if window else 0
+                seen = list(range(oldest, min(S, here + 1)))
+                if "doc_ids" in drawn:
                     ids = drawn["doc_ids"][b]
-                    seen = [s for s in seen if ids[s] == ids[here]]
+                    own = drawn["query_doc_ids"][b][t] if "query_doc_ids" in drawn else ids[here]
+                    seen = [s for s in seen if ids[s] == own]
                 if seen:
                     q[b, :, t] = 3 * codes[seen[-1] if edge == "last" else seen[0]]
         # Odd, so never zero, and told apart by key, head and dim; exact in every dtype.

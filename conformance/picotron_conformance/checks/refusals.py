@@ -138,6 +138,26 @@ def contract_errors(target: Target, record: Record) -> None:
             {"causal": False, "doc_ids": ids[:, :4], "k": k[:, :, :4]},
         ),
         "K=3 heads for H=4": ({"causal", "gqa"}, {"causal": True, "k": three}),
+        "query_doc_ids for fewer rows": (
+            {"doc_ids", "query_doc_ids", "gqa"},
+            {"causal": False, "doc_ids": ids, "query_doc_ids": ids[:1]},
+        ),
+        "query_doc_ids for fewer queries": (
+            {"doc_ids", "query_doc_ids", "gqa"},
+            {"causal": False, "doc_ids": ids, "query_doc_ids": ids[:, :4]},
+        ),
+        "query_doc_ids without doc_ids": (
+            {"query_doc_ids", "gqa"},
+            {"causal": False, "query_doc_ids": ids},
+        ),
+        "doc_ids and a query before the keys": (
+            {"doc_ids", "offset", "gqa"},
+            {"causal": False, "doc_ids": ids, "offset": -1},
+        ),
+        "doc_ids and a query beyond the keys": (
+            {"doc_ids", "offset", "gqa"},
+            {"causal": False, "doc_ids": ids, "offset": 1},
+        ),
     }
     asked = 0
     for what, (features, arguments) in wrong.items():

@@ -20,11 +20,12 @@ def attention(
     causal: bool,
     scale: float | None = None,
     window: int | None = None,
+    offset: int | None = None,
     at: Rounding = EXACT,
 ) -> Named:
     """out, lse; with upstream also dq, dk, dv.
 
-    tensors: q (B, H, T, D), k and v (B, K, S, D), perhaps doc_ids (B, S).
+    tensors: q (B, H, T, D), k and v (B, K, S, D), perhaps doc_ids (B, S), query_doc_ids (B, T).
     upstream: "out" and perhaps "lse"; empty for the forward alone.
     """
     q, k, v = (tensors[name].double() for name in "qkv")
@@ -32,7 +33,9 @@ def attention(
     scale = 1 / math.sqrt(D) if scale is None else scale
     # A constant in float32 (for exp2 with log2(e) in it) errs alike for all logits.
     factor = at.float32(torch.tensor(scale, dtype=torch.float64), units=2)
-    hidden = ~_sees(T, S, causal=causal, window=window, doc_ids=tensors.get("doc_ids"))
+    first = S - T if offset is None else offset
+    documents = tensors.get("doc_ids"), tensors.get("query_doc_ids")
+    hidden = ~_sees(T, S, first, causal=causal, window=window, documents=documents)
     group = torch.arange(H) // (H // K)  # the key/value head of each query head
     keys, values = k[:, group], v[:, group]
 
@@ -77,13 +80,25 @@ def attention(
     return results | {"dq": dq, "dk": dk, "dv": dv}
 
 
-def _sees(T: int, S: int, *, causal: bool, window: int | None, doc_ids: Tensor | None) -> Tensor:
-    """Bool (1 or B, 1, T, S): whether the key is near enough, not ahead, and of one document."""
-    ahead = torch.arange(S)[None, :] - (torch.arange(T) + (S - T))[:, None]  # key minus query
+def _sees(
+    T: int,
+    S: int,
+    first: int,
+    *,
+    causal: bool,
+    window: int | None,
+    documents: tuple[Tensor | None, Tensor | None],
+) -> Tensor:
+    """Bool (1 or B, 1, T, S): whether the key is near enough, not ahead, and of one document.
+
+    first: the position of query 0. documents: of the keys and of the queries.
+    """
+    ahead = torch.arange(S)[None, :] - (torch.arange(T) + first)[:, None]  # key minus query
     sees = (ahead <= 0) if causal else torch.ones_like(ahead, dtype=torch.bool)
     if window is not None:
         sees = sees & (-ahead < window)
-    if doc_ids is None:
+    theirs, own = documents
+    if theirs is None:
         return sees[None, None]
-    own = doc_ids[:, S - T :]
-    return (sees & own.unsqueeze(2).eq(doc_ids.unsqueeze(1)))[:, None]
+    own = theirs[:, first : first + T] if own is None else own
+    return (sees & own.unsqueeze(2).eq(theirs.unsqueeze(1)))[:, None]

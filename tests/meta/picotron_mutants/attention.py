@@ -140,7 +140,7 @@ class causal_top_left(Flash):
 @instance
 class causal_top_left_when_fewer_keys(Flash):
     def position(self, rows: slice, call: Call) -> Tensor:
-        return torch.arange(rows.start, rows.stop) + max(0, call.S - call.T)
+        return torch.arange(rows.start, rows.stop) + (call.first if call.T <= call.S else 0)
 
 
 @instance
@@ -180,7 +180,7 @@ class mask_in_last_tile_alone(Flash):
     tile = 16
 
     def hide(self, logits: Tensor, rows: slice, columns: slice, call: Call) -> Tensor:
-        last = columns.stop >= min(call.S, rows.stop + call.S - call.T)
+        last = columns.stop >= min(call.S, rows.stop + call.first)
         masked = last or call.window is not None or call.doc_ids is not None
         return super().hide(logits, rows, columns, call) if masked else logits
 
@@ -204,7 +204,7 @@ class window_skips_by_last_row(Flash):
     """The first tile of keys is that of the block's last query; its first one sees further back."""
 
     def key_tiles(self, rows: slice, call: Call) -> Iterator[slice]:
-        first = 0 if call.window is None else rows.stop - 1 + call.S - call.T - call.window + 1
+        first = 0 if call.window is None else rows.stop - 1 + call.first - call.window + 1
         return (tile for tile in self.tiles(call.S) if tile.stop > first)
 
 
@@ -332,6 +332,255 @@ class negative_documents_are_padding(Flash):
 class documents_read_with_stride_1(_SeesOtherwise):
     def seen_as(self, call: Call) -> Call:
         return call if call.doc_ids is None else _but(call, doc_ids=as_if_dense(call.doc_ids))
+
+
+# Where the queries stand.
+
+
+@instance
+class query_offset_ignored(Flash):
+    def first(self, offset: int | None, T: int, S: int) -> int:
+        return S - T
+
+
+@instance
+class query_offset_one_more(Flash):
+    def first(self, offset: int | None, T: int, S: int) -> int:
+        return S - T if offset is None else offset + 1
+
+
+@instance
+class query_offset_negated(Flash):
+    def first(self, offset: int | None, T: int, S: int) -> int:
+        return S - T if offset is None else -offset
+
+
+@instance
+class query_offset_zero_is_none(Flash):
+    def first(self, offset: int | None, T: int, S: int) -> int:
+        return offset or S - T
+
+
+@instance
+class query_offset_from_the_end(Flash):
+    def first(self, offset: int | None, T: int, S: int) -> int:
+        return S - T + (offset or 0)
+
+
+@instance
+class query_offset_never_negative(Flash):
+    def first(self, offset: int | None, T: int, S: int) -> int:
+        return S - T if offset is None else max(0, offset)
+
+
+@instance
+class query_offset_among_the_keys(Flash):
+    def first(self, offset: int | None, T: int, S: int) -> int:
+        return S - T if offset is None else min(offset, S - T)
+
+
+@instance
+class query_offset_ignored_when_square(Flash):
+    def first(self, offset: int | None, T: int, S: int) -> int:
+        return S - T if T == S else super().first(offset, T, S)
+
+
+@instance
+class query_offset_ignored_unless_square(Flash):
+    def first(self, offset: int | None, T: int, S: int) -> int:
+        return super().first(offset, T, S) if T == S else S - T
+
+
+@instance
+class query_offset_ignored_in_decoding(Flash):
+    def first(self, offset: int | None, T: int, S: int) -> int:
+        return S - T if T == 1 else super().first(offset, T, S)
+
+
+def _at_the_end(call: Call) -> Call:
+    """Without an offset; the documents stay those of the queries."""
+    own = call.query_doc_ids
+    if own is None and call.doc_ids is not None:
+        own = call.doc_ids[:, call.first :][:, : call.T]
+    return _but(call, first=call.S - call.T, query_doc_ids=own)
+
+
+def _of_their_positions(call: Call) -> Call:
+    """Without query_doc_ids; beyond the keys the documents are those of the last key."""
+    if call.doc_ids is None:
+        return call
+    position = (torch.arange(call.T) + call.first).clamp(0, call.S - 1)
+    return _but(call, query_doc_ids=call.doc_ids[:, position])
+
+
+@instance
+class query_offset_ignored_with_documents(_SeesOtherwise):
+    def seen_as(self, call: Call) -> Call:
+        return call if call.doc_ids is None else _at_the_end(call)
+
+
+@instance
+class query_offset_ignored_with_a_window(_SeesOtherwise):
+    def seen_as(self, call: Call) -> Call:
+        return call if call.window is None else _at_the_end(call)
+
+
+@instance
+class window_without_query_offset(Flash):
+    """The diagonal is where it belongs, the window's end where it is without an offset."""
+
+    def sees(self, rows: slice, columns: slice, call: Call) -> Tensor:
+        sees = super().sees(rows, columns, _but(call, window=None))
+        if call.window is None:
+            return sees
+        near = _but(_at_the_end(call), causal=False)
+        return sees & super().sees(rows, columns, near)
+
+
+@instance
+class causal_without_query_offset(Flash):
+    """The window's end is where it belongs, the diagonal where it is without an offset."""
+
+    def sees(self, rows: slice, columns: slice, call: Call) -> Tensor:
+        sees = super().sees(rows, columns, _but(call, causal=False))
+        return sees & super().sees(rows, columns, _but(_at_the_end(call), window=None))
+
+
+@instance
+class window_bound_overflows(Flash):
+    """The first key of a block, position minus window, wraps around where that is negative."""
+
+    def key_tiles(self, rows: slice, call: Call) -> Iterator[slice]:
+        if call.window is None:
+            return self.tiles(call.S)
+        before = torch.tensor(rows.start + call.first) - call.window
+        return (tile for tile in self.tiles(call.S) if tile.stop > before)
+
+
+@instance
+class tiles_skipped_without_query_offset(Flash):
+    def key_tiles(self, rows: slice, call: Call) -> Iterator[slice]:
+        return self.tiles(min(call.S, rows.stop + call.S - call.T) if call.causal else call.S)
+
+
+@instance
+class large_tiles_skipped_without_query_offset(Flash):
+    tile = 128
+
+    def key_tiles(self, rows: slice, call: Call) -> Iterator[slice]:
+        return self.tiles(min(call.S, rows.stop + call.S - call.T) if call.causal else call.S)
+
+
+@instance
+class mask_remembered_for_any_offset(Flash):
+    def __init__(self) -> None:
+        self.masks: dict[Any, Tensor] = {}
+
+    def sees(self, rows: slice, columns: slice, call: Call) -> Tensor:
+        if call.doc_ids is not None:
+            return super().sees(rows, columns, call)
+        key = (call.T, call.S, call.causal, call.window, rows.start, columns.start)
+        if key not in self.masks:
+            self.masks[key] = super().sees(rows, columns, call)
+        return self.masks[key]
+
+
+@instance
+class positions_in_float32(Flash):
+    def position(self, rows: slice, call: Call) -> Tensor:
+        return super().position(rows, call).float()
+
+
+@instance
+class query_documents_ignored(_SeesOtherwise):
+    def seen_as(self, call: Call) -> Call:
+        return _of_their_positions(call)
+
+
+@instance
+class query_documents_ignored_when_square(_SeesOtherwise):
+    def seen_as(self, call: Call) -> Call:
+        return _of_their_positions(call) if call.T == call.S else call
+
+
+@instance
+class query_documents_ignored_with_window(_SeesOtherwise):
+    def seen_as(self, call: Call) -> Call:
+        return call if call.window is None else _of_their_positions(call)
+
+
+@instance
+class query_documents_ignored_unless_causal(_SeesOtherwise):
+    def seen_as(self, call: Call) -> Call:
+        return call if call.causal else _of_their_positions(call)
+
+
+@instance
+class query_documents_of_first_batch(_SeesOtherwise):
+    def seen_as(self, call: Call) -> Call:
+        own = call.query_doc_ids
+        return call if own is None else _but(call, query_doc_ids=own[:1])
+
+
+@instance
+class query_documents_read_from_the_offset_on(_SeesOtherwise):
+    """As if they were those of all keys."""
+
+    def seen_as(self, call: Call) -> Call:
+        own = call.query_doc_ids
+        return call if own is None else _but(call, query_doc_ids=own.roll(-call.first, 1))
+
+
+@instance
+class query_documents_of_the_first_tile(Flash):
+    def documents(self, doc_ids: Tensor, rows: slice, call: Call) -> Tensor:
+        own = call.query_doc_ids
+        return (
+            super().documents(doc_ids, rows, call)
+            if own is None
+            else own[:, : rows.stop - rows.start]
+        )
+
+
+@instance
+class query_documents_meet_the_first_keys(Flash):
+    """Every tile of keys is compared by the documents of the first."""
+
+    tile = 8
+
+    def sees(self, rows: slice, columns: slice, call: Call) -> Tensor:
+        if call.query_doc_ids is None:
+            return super().sees(rows, columns, call)
+        assert call.doc_ids is not None
+        first = call.doc_ids[:, : columns.stop - columns.start]
+        ids = call.doc_ids.clone()
+        ids[:, columns] = first
+        return super().sees(rows, columns, _but(call, doc_ids=ids))
+
+
+@instance
+class keys_take_the_documents_of_queries(_SeesOtherwise):
+    """Where there are as many."""
+
+    def seen_as(self, call: Call) -> Call:
+        own = call.query_doc_ids
+        return call if own is None or call.T != call.S else _but(call, doc_ids=own)
+
+
+@instance
+class query_documents_in_int32(_SeesOtherwise):
+    def seen_as(self, call: Call) -> Call:
+        own = call.query_doc_ids
+        if own is None or call.doc_ids is None:
+            return call
+        return _but(call, query_doc_ids=own.int(), doc_ids=call.doc_ids.int())
+
+
+@instance
+class query_documents_read_with_stride_1(_SeesOtherwise):
+    def seen_as(self, call: Call) -> Call:
+        own = call.query_doc_ids
+        return call if own is None else _but(call, query_doc_ids=as_if_dense(own))
 
 
 # Tiles and sums.
@@ -467,8 +716,8 @@ class sums_in_float16(_KnowsDtype):
     """Fine until the sum of large values leaves float16's range."""
 
     def gather(self, sums: Tensor, shrink: Tensor, pv: Tensor) -> Tensor:
-        narrow = torch.float16 if self.dtype == torch.bfloat16 else self.dtype
-        return narrow(super().gather(sums, shrink, pv), narrow)
+        kept = torch.float16 if self.dtype == torch.bfloat16 else self.dtype
+        return narrow(super().gather(sums, shrink, pv), kept)
 
 
 @instance
@@ -760,6 +1009,18 @@ class backward_without_documents(_BackwardSeesOtherwise):
 
 
 @instance
+class backward_without_query_offset(_BackwardSeesOtherwise):
+    def seen_as(self, call: Call) -> Call:
+        return _at_the_end(call)
+
+
+@instance
+class backward_without_query_documents(_BackwardSeesOtherwise):
+    def seen_as(self, call: Call) -> Call:
+        return _of_their_positions(call)
+
+
+@instance
 class backward_of_default_scale(Flash):
     def backward(self, *tensors: Any) -> tuple[Tensor | None, ...]:
         scale = tensors[0].shape[-1] ** -0.5
@@ -949,18 +1210,9 @@ class _SecondDerivative(Flash):
     constant = 0  # the first of q, k, v, out, lse that is taken for constant
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, return_lse: bool = False, **o: Any
+        self, q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, **asked: Any
     ) -> Any:
-        self.check(q, k, causal=causal, window=o.get("window"), doc_ids=o.get("doc_ids"))
-        call = Call(
-            T=q.shape[2],
-            S=k.shape[2],
-            causal=causal,
-            scale=self.scale(o.get("scale"), q.shape[3]),
-            window=o.get("window"),
-            doc_ids=o.get("doc_ids"),
-        )
-        answer = _Constants.apply(q, k, v, call, self.constant)
+        answer = _Constants.apply(q, k, v, self.asked(q, k, **asked), self.constant)
         return answer if return_lse else answer[0]
 
 
@@ -1044,7 +1296,8 @@ class mask_remembered_by_shape(Flash):
 
     def sees(self, rows: slice, columns: slice, call: Call) -> Tensor:
         B = None if call.doc_ids is None else len(call.doc_ids)
-        key = (B, call.T, call.S, call.causal, call.window, rows.start, columns.start)
+        asked = (call.causal, call.window, call.first, call.query_doc_ids is None)
+        key = (B, call.T, call.S, *asked, rows.start, columns.start)
         if key not in self.masks:
             self.masks[key] = super().sees(rows, columns, call)
         return self.masks[key]
@@ -1255,21 +1508,14 @@ def quadratic_memory(
     *,
     causal: bool,
     scale: float | None = None,
-    window: int | None = None,
-    doc_ids: Tensor | None = None,
     return_lse: bool = False,
+    **placed: Any,
 ) -> Any:
     """All weights at once; claims linear memory, or that it can be compiled."""
-    _right.check(q, k, causal=causal, window=window, doc_ids=doc_ids)
+    who = {"causal": causal, "window": None, "doc_ids": None, **placed}
+    _right.check(q, k, **who)
     groups = q.shape[1] // k.shape[1]
-    sees = visible(
-        T=q.shape[2],
-        S=k.shape[2],
-        causal=causal,
-        window=window,
-        doc_ids=doc_ids,
-        device=q.device,
-    )
+    sees = visible(T=q.shape[2], S=k.shape[2], device=q.device, **who)
     keys, values = (x.float().repeat_interleave(groups, 1) for x in (k, v))
     logits = (q.float() @ keys.mT) * _right.scale(scale, q.shape[3])
     logits = logits.masked_fill(~sees, -torch.inf)
@@ -1287,6 +1533,32 @@ class quadratic_mask(Flash):
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Any:
         self.mask = torch.ones(q.shape[0], 1, q.shape[2], k.shape[2])
         return super().__call__(q, k, v, **options)
+
+
+class _WholeMask(Flash):
+    """The mask is made whole for some calls alone."""
+
+    tile = 256
+
+    def whole(self, **options: Any) -> bool:
+        raise NotImplementedError
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Any:
+        if self.whole(**options):
+            self.mask = torch.ones(q.shape[0], 1, q.shape[2], k.shape[2])
+        return super().__call__(q, k, v, **options)
+
+
+@instance
+class quadratic_for_an_offset(_WholeMask):
+    def whole(self, **options: Any) -> bool:
+        return options.get("offset") is not None
+
+
+@instance
+class quadratic_for_query_documents(_WholeMask):
+    def whole(self, **options: Any) -> bool:
+        return options.get("query_doc_ids") is not None
 
 
 @instance
@@ -1352,7 +1624,8 @@ def never_launches(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Any:
 def launches_now_and_then(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Any:
     """Claims torch's fused kernel, and takes it only for even head dims."""
     plain = not (options.get("window") or options.get("return_lse") or options.get("scale"))
-    plain = plain and options.get("doc_ids") is None and q.shape[2] == k.shape[2]
+    plain = plain and options.get("doc_ids") is None and options.get("offset") is None
+    plain = plain and q.shape[2] == k.shape[2]
     if plain and q.shape[-1] % 16 == 0:
         return scaled_dot_product_attention(q, k, v, is_causal=options["causal"], enable_gqa=True)
     return _right(q, k, v, **options)
@@ -1370,6 +1643,18 @@ class ignores_unclaimed_window(Flash):
 class ignores_unclaimed_documents(Flash):
     def sees(self, rows: slice, columns: slice, call: Call) -> Tensor:
         return super().sees(rows, columns, _but(call, doc_ids=None))
+
+
+@instance
+class ignores_unclaimed_query_offset(Flash):
+    def first(self, offset: int | None, T: int, S: int) -> int:
+        return S - T
+
+
+@instance
+class ignores_unclaimed_query_documents(Flash):
+    def sees(self, rows: slice, columns: slice, call: Call) -> Tensor:
+        return super().sees(rows, columns, _of_their_positions(call))
 
 
 @instance
@@ -1422,6 +1707,26 @@ class window_unchecked(Flash):
 class documents_unchecked(Flash):
     def check(self, q: Tensor, k: Tensor, **asked: Any) -> None:
         super().check(q, k, **(asked | {"doc_ids": None}))
+
+
+@instance
+class query_documents_unchecked(Flash):
+    """Without doc_ids they are ignored, and one row of them serves all."""
+
+    def check(self, q: Tensor, k: Tensor, **asked: Any) -> None:
+        super().check(q, k, **(asked | {"query_doc_ids": None}))
+
+
+@instance
+class positions_of_documents_unchecked(Flash):
+    """A query that stands at no key has the document of the nearest."""
+
+    def check(self, q: Tensor, k: Tensor, **asked: Any) -> None:
+        super().check(q, k, **(asked | {"offset": 0}))
+
+    def sees(self, rows: slice, columns: slice, call: Call) -> Tensor:
+        near = _of_their_positions(call) if call.query_doc_ids is None else call
+        return super().sees(rows, columns, near)
 
 
 @instance

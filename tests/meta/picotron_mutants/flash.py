@@ -29,6 +29,8 @@ class Call:
     scale: float
     window: int | None
     doc_ids: Tensor | None
+    first: int  # the position of query 0
+    query_doc_ids: Tensor | None
 
 
 class Flash:
@@ -37,34 +39,52 @@ class Flash:
     tile = 32
 
     def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, **asked: Any
+    ) -> Any:
+        out, lse = _Function.apply(q, k, v, self, self.asked(q, k, **asked))
+        return (out, lse) if return_lse else out
+
+    def asked(
         self,
         q: Tensor,
         k: Tensor,
-        v: Tensor,
         *,
         causal: bool,
         scale: float | None = None,
         window: int | None = None,
         doc_ids: Tensor | None = None,
-        return_lse: bool = False,
-    ) -> Any:
-        self.check(q, k, causal=causal, window=window, doc_ids=doc_ids)
-        call = Call(
-            T=q.shape[2],
-            S=k.shape[2],
+        offset: int | None = None,
+        query_doc_ids: Tensor | None = None,
+    ) -> Call:
+        self.check(
+            q,
+            k,
+            causal=causal,
+            window=window,
+            doc_ids=doc_ids,
+            offset=offset,
+            query_doc_ids=query_doc_ids,
+        )
+        T, S = q.shape[2], k.shape[2]
+        return Call(
+            T=T,
+            S=S,
             causal=causal,
             scale=self.scale(scale, q.shape[3]),
             window=window,
             doc_ids=doc_ids,
+            first=self.first(offset, T, S),
+            query_doc_ids=query_doc_ids,
         )
-        out, lse = _Function.apply(q, k, v, self, call)
-        return (out, lse) if return_lse else out
 
     def check(self, q: Tensor, k: Tensor, **asked: Any) -> None:
         check_arguments(q, k, **asked)
 
     def scale(self, scale: float | None, D: int) -> float:
         return D**-0.5 if scale is None else scale
+
+    def first(self, offset: int | None, T: int, S: int) -> int:
+        return S - T if offset is None else offset
 
     def load(self, x: Tensor) -> Tensor:
         return x.float()
@@ -81,7 +101,7 @@ class Flash:
         return self.tiles(call.S)
 
     def position(self, rows: slice, call: Call) -> Tensor:
-        return torch.arange(rows.start, rows.stop) + (call.S - call.T)
+        return torch.arange(rows.start, rows.stop) + call.first
 
     def not_ahead(self, ahead: Tensor) -> Tensor:
         return ahead <= 0
@@ -91,7 +111,8 @@ class Flash:
 
     def documents(self, doc_ids: Tensor, rows: slice, call: Call) -> Tensor:
         """Those of the queries: (B, rows)."""
-        return doc_ids[:, call.S - call.T :][:, rows]
+        own = doc_ids[:, call.first :] if call.query_doc_ids is None else call.query_doc_ids
+        return own[:, rows]
 
     def same(self, one: Tensor, other: Tensor) -> Tensor:
         return one == other

@@ -27,6 +27,23 @@ class Asked:
     sees: Tensor  # bool (1 or B, 1, T, S)
 
 
+def _seen(
+    q: Tensor,
+    k: Tensor,
+    *,
+    causal: bool,
+    window: int | None = None,
+    doc_ids: Tensor | None = None,
+    offset: int | None = None,
+    query_doc_ids: Tensor | None = None,
+) -> Tensor:
+    """bool (1 or B, 1, T, S); raises what the contract demands."""
+    who: dict[str, Any] = {"causal": causal, "window": window, "doc_ids": doc_ids}
+    who |= {"offset": offset, "query_doc_ids": query_doc_ids}
+    check_arguments(q, k, **who)
+    return visible(T=q.shape[2], S=k.shape[2], device=q.device, **who)
+
+
 Forward = Callable[[Tensor, Tensor, Tensor, Asked], tuple[Tensor, Tensor]]
 Backward = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
@@ -46,14 +63,11 @@ class Kernel:
         *,
         causal: bool,
         scale: float | None = None,
-        window: int | None = None,
-        doc_ids: Tensor | None = None,
         return_lse: bool = False,
+        **placed: Any,
     ) -> Any:
-        check_arguments(q, k, causal=causal, window=window, doc_ids=doc_ids)
-        (T, D), S = q.shape[2:], k.shape[2]
-        sees = visible(T=T, S=S, causal=causal, window=window, doc_ids=doc_ids, device=q.device)
-        asked = Asked(causal, D**-0.5 if scale is None else scale, sees)
+        sees = _seen(q, k, causal=causal, **placed)
+        asked = Asked(causal, q.shape[3] ** -0.5 if scale is None else scale, sees)
         out, lse = _Function.apply(q, k, v, asked, self)
         return (out, lse) if return_lse else out
 
@@ -309,14 +323,11 @@ def double_precision(
     *,
     causal: bool,
     scale: float | None = None,
-    window: int | None = None,
-    doc_ids: Tensor | None = None,
     return_lse: bool = False,
+    **placed: Any,
 ) -> Any:
-    check_arguments(q, k, causal=causal, window=window, doc_ids=doc_ids)
-    (T, D), S = q.shape[2:], k.shape[2]
-    sees = visible(T=T, S=S, causal=causal, window=window, doc_ids=doc_ids, device=q.device)
-    groups = q.shape[1] // k.shape[1]
+    sees = _seen(q, k, causal=causal, **placed)
+    D, groups = q.shape[3], q.shape[1] // k.shape[1]
     keys, values = (x.double().repeat_interleave(groups, 1) for x in (k, v))
     logits = (q.double() @ keys.mT) * (1 / math.sqrt(D) if scale is None else scale)
     logits = logits.masked_fill(~sees, -torch.inf)
@@ -331,15 +342,12 @@ def eager_16_bits(
     *,
     causal: bool,
     scale: float | None = None,
-    window: int | None = None,
-    doc_ids: Tensor | None = None,
     return_lse: bool = False,
+    **placed: Any,
 ) -> Any:
     """As models do it by hand: products in the inputs' dtype, softmax in float32, by autograd."""
-    check_arguments(q, k, causal=causal, window=window, doc_ids=doc_ids)
-    (T, D), S = q.shape[2:], k.shape[2]
-    sees = visible(T=T, S=S, causal=causal, window=window, doc_ids=doc_ids, device=q.device)
-    groups = q.shape[1] // k.shape[1]
+    sees = _seen(q, k, causal=causal, **placed)
+    D, groups = q.shape[3], q.shape[1] // k.shape[1]
     keys, values = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     logits = ((q @ keys.mT) * (D**-0.5 if scale is None else scale)).float()
     logits = logits.masked_fill(~sees, -torch.inf)
@@ -377,14 +385,11 @@ def tensor_float_32(
     *,
     causal: bool,
     scale: float | None = None,
-    window: int | None = None,
-    doc_ids: Tensor | None = None,
     return_lse: bool = False,
+    **placed: Any,
 ) -> Any:
-    check_arguments(q, k, causal=causal, window=window, doc_ids=doc_ids)
-    (T, D), S = q.shape[2:], k.shape[2]
-    sees = visible(T=T, S=S, causal=causal, window=window, doc_ids=doc_ids, device=q.device)
-    groups = q.shape[1] // k.shape[1]
+    sees = _seen(q, k, causal=causal, **placed)
+    D, groups = q.shape[3], q.shape[1] // k.shape[1]
     keys, values = (x.float().repeat_interleave(groups, 1) for x in (k, v))
     logits = _TF32.apply(q.float(), keys.mT) * (D**-0.5 if scale is None else scale)
     logits = logits.masked_fill(~sees, -torch.inf)
@@ -425,13 +430,11 @@ def traceable(
     *,
     causal: bool,
     scale: float | None = None,
-    window: int | None = None,
-    doc_ids: Tensor | None = None,
     return_lse: bool = False,
+    **placed: Any,
 ) -> Any:
-    check_arguments(q, k, causal=causal, window=window, doc_ids=doc_ids)
-    (B, H, T, D), (K, S) = q.shape, k.shape[1:3]
-    sees = visible(T=T, S=S, causal=causal, window=window, doc_ids=doc_ids, device=q.device)
+    sees = _seen(q, k, causal=causal, **placed)
+    (B, H, T, D), K = q.shape, k.shape[1]
     grouped = q.float().reshape(B, K, H // K, T, D)
     logits = torch.einsum("bkgtd,bksd->bkgts", grouped, k.float())
     logits = logits * (D**-0.5 if scale is None else scale)
