@@ -12,7 +12,7 @@ from picotron_core.data.tokens import Tokens
 from picotron_core.engine.loss_scale import LossScale
 from picotron_core.engine.metrics import EvalRecord, Record, StepRecord, bits_per_byte
 from picotron_core.engine.metrics import peak_memory_bytes as peak_memory
-from picotron_core.engine.overflow import first_overflow
+from picotron_core.engine.overflow import first_overflow, where_it_began
 from picotron_core.engine.schedule import learning_rate
 from picotron_core.engine.state import TrainState
 from picotron_core.engine.step import evaluate, part_of, train_step
@@ -94,8 +94,7 @@ def _overflowing(
     """Why the run stops. All ranks call it, for the overflow may be of one rank's batch alone."""
     # The scale is halved already: what overflowed did so with twice of it.
     mine = first_overflow(state, batches, factor=2 * scale.factor)
-    told = world.gather("overflow", mine)
-    place = next((f" On rank {rank} {text}." for rank, text in enumerate(told) if text), "")
+    place = where_it_began(world.gather("overflow", mine))
     return (
         f"Step {state.step + 1} overflowed {scale.skips} times in a row, down to a loss scale of "
         f"{scale.value:g}.{place} The update was not made. Use --train.dtype float32, or lower "

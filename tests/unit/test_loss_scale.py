@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from picotron_core.checkpoint.save import Saver
 from picotron_core.config import parse_backends
 from picotron_core.data.loader import Batch
 from picotron_core.engine.loss_scale import LossScale
-from picotron_core.engine.overflow import first_overflow
+from picotron_core.engine.overflow import first_overflow, where_it_began
 from picotron_core.engine.state import new_state
 from picotron_core.engine.step import train_step
 from picotron_core.hardware import look
@@ -23,10 +24,11 @@ from picotron_core.model.requests import requests
 from picotron_core.parallel.data import Replicas
 from picotron_core.parallel.layout import Layout, shapes_of
 from picotron_core.parallel.mesh import make_mesh
+from picotron_core.parallel.pipeline import Pipeline
 from picotron_core.registry.bind import bind
 from picotron_core.registry.plugins import load_registry
 from picotron_core.registry.select import resolve
-from picotron_core.schema import Train
+from picotron_core.schema import Parallel, Train
 
 CPU = torch.device("cpu")
 TRAIN = Train(lr=0.01, weight_decay=0.1, clip=0.05)
@@ -185,6 +187,36 @@ def test_the_first_activation_that_overflows_is_named(ops, name, told):
     assert told in found
     assert "micro-batch 0" in found
     assert not any(p.grad is not None for p in state.model.parameters())
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_the_micro_batch_in_which_it_happens_is_named(ops, staged):
+    state = state_of(ops)
+    mesh = state.layout.mesh
+    if staged:
+        stage = Pipeline(
+            model=state.model,
+            settings=Parallel(),
+            layers=[range(2)],
+            down=mesh.pp,
+            up=mesh.back,
+        )
+        state.layout = replace(state.layout, pipeline=stage)
+    calls = iter(range(3))
+    state.model.get_submodule("model.layers.1.mlp").register_forward_hook(
+        lambda _, __, out: out * torch.inf if next(calls) == 1 else out
+    )
+    found = first_overflow(state, batches(3), factor=1.0)
+    assert found.startswith("the activation that model.layers.1.mlp puts out is")
+    assert found.endswith("(micro-batch 1)")
+
+
+def test_what_went_wrong_first_is_told():
+    """In forward on the first stage that has it, in backward on the last."""
+    up, down = "the gradient of x is NaN", "the activation that x puts out is NaN"
+    assert where_it_began(["", ""]) == ""
+    assert where_it_began([up, "", up]) == f" On rank 2 {up}."
+    assert where_it_began([up, down, down]) == f" On rank 1 {down}."
 
 
 def test_a_gradient_that_overflows_is_named(ops):
