@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ from picotron_core.parallel.agreement import (
     evidence_of_all,
 )
 from picotron_core.parallel.mesh import Mesh, make_mesh
-from picotron_core.parallel.parallelize import parallelize, refuse_layout
+from picotron_core.parallel.parallelize import idle_settings, parallelize, refuse_layout
 from picotron_core.parallel.timeline import Span, no_span
 from picotron_core.parallel.watchdog import TRANSPORT_S
 from picotron_core.parallel.world import World
@@ -57,6 +58,8 @@ from picotron_core.registry.plugins import Registry
 from picotron_core.registry.quarantine import Quarantine, Used
 from picotron_core.registry.select import plugins_named
 from picotron_core.schema import Config
+
+log = logging.getLogger("picotron")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,13 +126,16 @@ def prepare_job(
     )
     # A wish that cannot be met must not cost a tokenisation: the vocabulary decides no backend.
     draft = architecture_of(config, config.data.vocab_size if not config.model.path else 1)
-    refuse_layout(
+    replicas = refuse_layout(
         config.parallel,
         draft,
         world_size=world.size,
         seq_len=config.data.seq_len,
         accumulation=config.train.accumulation,
     )
+    if world.is_first:
+        for idle in idle_settings(config.parallel, replicas=replicas):
+            log.warning("%s: it changes nothing here", idle)
     asked = training_requests(settings, draft, device, precision.compute, world.size)
     select(settings, registry, asked)
 

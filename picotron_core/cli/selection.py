@@ -90,16 +90,19 @@ def select(
 def training_requests(
     settings: Settings, architecture: Architecture, device: Device, dtype: str, world_size: int
 ) -> list[Request]:
-    """What this run asks of each op."""
-    data = settings.config.data
+    """What this run asks of each op.
+
+    Raises: ConfigError for what the settings ask and no kernel of this run could keep.
+    """
+    data, tp = settings.config.data, settings.config.parallel.tp
     if data.seq_len > architecture.max_position_embeddings:
         raise ConfigError(
             f"data.seq_len = {data.seq_len} is longer than model.max_position_embeddings = "
             f"{architecture.max_position_embeddings}. Lower the one or raise the other."
         )
-    refuse_tensor_parallel(architecture, settings.config.parallel.tp)
+    refuse_tensor_parallel(architecture, tp)
     asked = requests(
-        slice_of(architecture, settings.config.parallel.tp),
+        slice_of(architecture, tp),
         device=device,
         dtype=dtype,
         seq_len=data.seq_len,
@@ -110,8 +113,16 @@ def training_requests(
         world_size=world_size,
         network=stand_in(device),
     )
-    # A vocabulary that is divided has a loss of its own: parallel/vocabulary.py.
-    return [r for r in asked if settings.config.parallel.tp == 1 or r.op != "loss"]
+    if tp == 1:
+        return asked
+    for rule in settings.rules:
+        if rule.op == "loss" and "auto" not in rule.names:
+            raise ConfigError(
+                f"loss={','.join(rule.names)} is asked for ({rule.source}), but parallel.tp = {tp} "
+                "divides the vocabulary, which has a loss of its own. Use --backends loss=auto, or "
+                "--parallel.tp 1."
+            )
+    return [r for r in asked if r.op != "loss"]  # parallel/vocabulary.py
 
 
 def selection_table(selections: Sequence[Selection]) -> Table:

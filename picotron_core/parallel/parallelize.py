@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -105,6 +106,19 @@ def refuse_layout(
         stages_of(architecture.num_hidden_layers, settings)
         order_of(settings, stage=0, micro_batches=accumulation)
     return data_parallel_degree(world_size, pp=settings.pp, cp=settings.cp, tp=settings.tp)
+
+
+def idle_settings(settings: Parallel, *, replicas: int) -> Iterator[str]:
+    """What is set, and changes nothing in this layout."""
+    defaults = Parallel()
+    if settings.zero and replicas * settings.cp == 1:
+        yield "parallel.zero = 1 divides the optimizer's state among replicas, and there is one"
+    if settings.sequence and settings.tp == 1:
+        yield "parallel.sequence divides tokens among the ranks of parallel.tp, which is 1"
+    if settings.schedule != defaults.schedule and settings.pp == 1:
+        yield f"parallel.schedule = {settings.schedule!r} is for stages, and parallel.pp is 1"
+    elif settings.chunks != defaults.chunks and settings.schedule != "interleaved":
+        yield f"parallel.chunks = {settings.chunks} is for the interleaved schedule alone"
 
 
 def bucket_capacity(settings: Parallel) -> int:

@@ -15,6 +15,9 @@ import pytest
 from PIL import Image
 from transformers import AutoTokenizer
 
+from picotron_core.parallel.parallelize import idle_settings
+from picotron_core.schema import Parallel
+
 
 def metrics(run: Path, key: str) -> list[float]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -342,3 +345,45 @@ def test_debug_shows_the_traceback(picotron):
     assert code == 2
     assert "Traceback" in err
     assert err.rstrip().splitlines()[-1].startswith("error: No config file")
+
+
+def test_what_is_set_and_changes_nothing_is_told(picotron, tiny):
+    idle = {
+        "parallel.zero": "1",
+        "parallel.sequence": "true",
+        "parallel.schedule": "afab",
+    }
+    flags = [word for key, value in idle.items() for word in (f"--{key}", value)]
+    code, out, _ = picotron("train", *tiny, *flags, "--train.steps", "1")
+    assert code == 0
+    for key in idle:
+        assert re.search(rf"WARNING: {key} .*: it changes nothing here", out), key
+
+
+@pytest.mark.parametrize(
+    ("settings", "replicas", "told"),
+    [
+        ({}, 1, []),
+        ({"zero": 1}, 2, []),
+        ({"zero": 1, "cp": 2}, 1, []),
+        ({"zero": 1, "tp": 2}, 1, ["parallel.zero"]),
+        ({"sequence": True, "tp": 2}, 1, []),
+        ({"sequence": True, "pp": 2}, 1, ["parallel.sequence"]),
+        ({"schedule": "interleaved", "chunks": 3, "pp": 2}, 1, []),
+        ({"schedule": "interleaved", "chunks": 3}, 1, ["parallel.schedule"]),
+        ({"chunks": 3, "pp": 2}, 1, ["parallel.chunks"]),
+    ],
+)
+def test_a_setting_is_idle_where_its_layout_is_not(settings, replicas, told):
+    idle = list(idle_settings(Parallel(**settings), replicas=replicas))
+    assert [sentence.split()[0] for sentence in idle] == told
+
+
+def test_a_named_loss_is_refused_where_the_vocabulary_is_divided(picotron, tiny):
+    """It would not run: the divided one has a loss of its own."""
+    divided = ("plan", *tiny, "--nproc", "2", "--parallel.tp", "2")
+    code, _, err = picotron(*divided, "--backends", "loss=naive-math")
+    assert code == 2
+    assert "loss=naive-math is asked for (command line), but parallel.tp = 2" in err
+    for wish in ("loss=naive-math,auto", "naive-math"):
+        assert picotron(*divided, "--backends", wish)[0] == 0
