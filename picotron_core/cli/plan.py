@@ -22,21 +22,19 @@ from picotron_core.cli.selection import (
 from picotron_core.cli.terminal import open_console
 from picotron_core.config import Settings
 from picotron_core.engine import memory, remedy, speed
-from picotron_core.engine.kernel_memory import COUNTED, Work, cost, counted_as
+from picotron_core.engine.kernel_memory import COUNTED, DIVIDED, Work, cost, counted_as
 from picotron_core.engine.metrics import matrix_product_rate
 from picotron_core.errors import ConfigError
+from picotron_core.hardware import Device
 from picotron_core.model.architecture import Architecture
-from picotron_core.parallel.parallelize import (
-    bucket_capacity,
-    in_flight,
-    rank_of,
-    refuse_layout,
-)
-from picotron_core.precision import choose_precision
+from picotron_core.parallel.parallelize import refuse_layout
+from picotron_core.parallel.tensor import slice_of
+from picotron_core.precision import Precision, choose_precision
 from picotron_core.registry import Request, Selection, normalise
 from picotron_core.registry.plugins import Registry
 from picotron_core.registry.select import installed_version, judge
 from picotron_core.registry.types import Candidate
+from picotron_core.schema import Config
 
 PIPE_WIDTH = 160  # columns where no terminal says how many there are
 BARELY = 0.9  # of the memory: the estimate itself is only good to some per cent
@@ -62,25 +60,7 @@ def plan(settings: Settings, *, nproc: int, as_json: bool) -> int:
     )
     wanted = training_requests(settings, whole, device, precision.compute, nproc)
     selections = select(settings, registry, wanted)
-    work = Work(
-        architecture=rank_of(config.parallel, whole),
-        device=device,
-        dtype=precision.compute,
-        seq_len=config.data.seq_len // config.parallel.cp,
-        micro_batch=train.micro_batch,
-        accumulation=train.accumulation,
-        document_mask=config.data.document_mask,
-        reduce_dtype=precision.reduce,
-        in_flight=in_flight(config.parallel, train.accumulation),
-        replicas=replicas * config.parallel.cp,  # ranks with the same weights
-        shards=replicas * config.parallel.cp if config.parallel.zero else 1,
-        bucket=bucket_capacity(config.parallel),
-        # A divided vocabulary's loss goes by chunks, as mem_efficient's does.
-        kernels={
-            op: counted_as(op, selections[op].chosen) if op in selections else "mem_efficient"
-            for op in COUNTED
-        },
-    )
+    work = work_of(config, whole, device, precision, replicas, selections)
     fits = memory.fits(work) if device.memory_bytes else None
     answer = _answer(work, whole, selections) | {"ranks": nproc}
     answer |= {
@@ -99,9 +79,37 @@ def plan(settings: Settings, *, nproc: int, as_json: bool) -> int:
     return ConfigError.exit_code if fits is False else 0
 
 
+def work_of(
+    config: Config,
+    whole: Architecture,
+    device: Device,
+    precision: Precision,
+    replicas: int,
+    selections: Mapping[str, Selection],
+) -> Work:
+    """One rank's step, of whose memory the formulas speak."""
+    parallel, train = config.parallel, config.train
+    return Work(
+        architecture=slice_of(whole, parallel.tp),
+        device=device,
+        dtype=precision.compute,
+        seq_len=config.data.seq_len // parallel.cp,
+        micro_batch=train.micro_batch,
+        accumulation=train.accumulation,
+        document_mask=config.data.document_mask,
+        reduce_dtype=precision.reduce,
+        replicas=replicas * parallel.cp,  # ranks with the same weights
+        parallel=parallel,
+        kernels={
+            op: counted_as(op, selections[op].chosen) if op in selections else DIVIDED
+            for op in COUNTED
+        },
+    )
+
+
 def _answer(work: Work, whole: Architecture, selections: Mapping[str, Selection]) -> dict[str, Any]:
-    moments = memory.timeline(work)
     worst = memory.peak(work)
+    moments = [moment for moment in memory.timeline(work) if moment.stage == worst.stage]
     expected = _speed(work)
     return {
         "device": str(work.device),
@@ -115,9 +123,10 @@ def _answer(work: Work, whole: Architecture, selections: Mapping[str, Selection]
         "replicas": work.replicas,
         "shards": work.shards,
         "backends": {
-            op: selections[op].chosen.qualified_name if op in selections else "vocabulary-parallel"
+            op: selections[op].chosen.qualified_name if op in selections else DIVIDED
             for op in COUNTED
         },
+        "stage": worst.stage,
         "peak": {"moment": worst.name, **{part: getattr(worst, part) for part in memory.PARTS}},
         "most": {part: max(getattr(m, part) for m in moments) for part in memory.PARTS},
         "reserve": memory.reserve(work.device, worst),
@@ -187,12 +196,16 @@ def _print(answer: dict[str, Any], work: Work) -> None:
         f"{work.tokens * work.accumulation * work.replicas} an update{of_all}.\n"
     )
     unit, number = ("GiB", 2**30) if answer["needed"] >= 2**30 else ("MiB", 2**20)
-    table = Table("one rank", unit, "", box=None, header_style="bold")
+    stages = len(work.stages)
+    one = f"stage {answer['stage'] + 1} of {stages}" if stages > 1 else "one rank"
+    table = Table(one, unit, "", box=None, header_style="bold")
     table.columns[1].justify = "right"
     for name, size, how in _rows(answer, work):
         table.add_row(name, f"{size / number:.2f}", escape(how))
     console.print(table)
-    console.print(f"\n{escape(_time(answer))}")
+    tried = "" if work.on_cpu else " on CPUs, untried on CUDA"
+    console.print(f"\nThe sum is counted: within 5% of what real steps allocate{tried}.")
+    console.print(escape(_time(answer)))
     for note in answer["notes"]:
         console.print(f"[yellow]note[/]: {escape(note)}.")
     style = {True: "bold green", False: "bold red", None: "bold"}[answer["fits"]]
@@ -208,7 +221,7 @@ def _rows(answer: dict[str, Any], work: Work) -> Iterator[tuple[str, int, str]]:
         "masters": f"float32, what is updated{shared}",
         "moments": f"float32, AdamW's two{shared}",
         "gradients": "float32",
-        "activations": _of_layers(work, answer["backends"]),
+        "activations": _of_layers(work, answer),
         "loss": f"{_name(answer['backends']['loss'])}, {work.tokens} tokens",
         "temporary": f"the worst moment is {peak['moment']}",
     }
@@ -236,11 +249,13 @@ def _time(answer: dict[str, Any]) -> str:
     )
 
 
-def _of_layers(work: Work, backends: Mapping[str, str]) -> str:
-    a = work.architecture
+def _of_layers(work: Work, answer: Mapping[str, Any]) -> str:
+    layers = work.stages[answer["stage"]].layers
     layer = 2 * cost("norm", work).kept + cost("swiglu", work).kept + cost("attention", work).kept
-    served = ", ".join(f"{op} {_name(backends[op])}" for op in ("attention", "swiglu", "norm"))
-    return f"{a.num_hidden_layers} layers of {_bytes(layer)}: {served}"
+    served = ", ".join(
+        f"{op} {_name(answer['backends'][op])}" for op in ("attention", "swiglu", "norm")
+    )
+    return f"{layers} layers of {_bytes(layer)}: {served}"
 
 
 def _verdict(answer: dict[str, Any]) -> str:

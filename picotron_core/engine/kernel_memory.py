@@ -12,21 +12,23 @@ from dataclasses import dataclass, field
 
 from picotron_core.hardware import Device
 from picotron_core.model.architecture import Architecture
+from picotron_core.parallel.parallelize import Stage, counted_stages
 from picotron_core.registry.types import Candidate, normalise
+from picotron_core.schema import Parallel
 
 FLOAT32, INT64 = 4, 8  # bytes
 QUERY_BLOCK, KEY_BLOCK = 128, 256  # mem_efficient's
-CHUNK_LOGITS = 2**22  # mem_efficient's
+CHUNK_LOGITS = 2**22  # mem_efficient's, and the divided vocabulary's
+DIVIDED = "vocabulary-parallel"  # no backend: a vocabulary that is divided has a loss of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """One rank's training step: all that decides its memory.
 
+    architecture: all layers of the model, with this rank's part of each matrix, see `slice_of`.
     dtype, reduce_dtype: torch's names of what is computed in, and what gradients travel in.
-    replicas: ranks that sum their gradients. shards: ranks that divide the optimizer's state.
-    bucket: numbers in a bucket of gradients. in_flight: micro-batches whose activations a pipeline
-    stage keeps at once.
+    seq_len: this rank's part of a sequence. replicas: ranks that sum their gradients.
     kernels: op -> the bundled backend by whose formulas it is counted, see `counted_as`.
     """
 
@@ -39,15 +41,28 @@ class Work:
     document_mask: bool = False
     reduce_dtype: str = "float32"
     replicas: int = 1
-    shards: int = 1
-    bucket: int = 6_250_000
-    in_flight: int = 1
+    parallel: Parallel = field(default_factory=Parallel)
     kernels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
         """N."""
         return self.micro_batch * self.seq_len
+
+    @property
+    def tokens_between(self) -> int:
+        """Between a layer's blocks, where sequence parallelism divides them."""
+        return self.tokens // (self.parallel.tp if self.parallel.sequence else 1)
+
+    @property
+    def shards(self) -> int:
+        """Ranks that divide the optimizer's state."""
+        return self.replicas if self.parallel.zero else 1
+
+    @property
+    def stages(self) -> list[Stage]:
+        layers = self.architecture.num_hidden_layers
+        return counted_stages(self.parallel, layers, self.accumulation)
 
     @property
     def size(self) -> int:
@@ -93,16 +108,22 @@ def bytes_of(dtype: str) -> int:
 
 
 def _norm(work: Work) -> Cost:
-    """Its input in float32 (x itself, or a copy), 1 / rms, x / rms and y; four float32 back."""
-    numbers = work.tokens * work.architecture.hidden_size
-    kept = numbers * (FLOAT32 + 2 * work.size) + work.tokens * FLOAT32
-    return Cost(kept=kept, extra=4 * numbers * FLOAT32)
+    """Its input in float32 (x itself, or a copy), 1 / rms, x / rms and y; four float32 back.
+
+    Of y the next projection keeps all tokens, whatever part of them the norm saw.
+    """
+    E = work.architecture.hidden_size
+    numbers = work.tokens_between * E
+    kept = numbers * (FLOAT32 + work.size) + work.tokens_between * FLOAT32
+    return Cost(kept=kept + work.tokens * E * work.size, extra=4 * numbers * FLOAT32)
 
 
 def _fused_norm(work: Work) -> Cost:
     """On CUDA x, x / rms and y in the compute dtype; on a CPU torch composes it as `_norm` does."""
-    numbers = work.tokens * work.architecture.hidden_size
-    return _norm(work) if work.on_cpu else Cost(kept=3 * numbers * work.size, extra=numbers * 8)
+    E = work.architecture.hidden_size
+    numbers = work.tokens_between * E
+    kept = (2 * numbers + work.tokens * E) * work.size
+    return _norm(work) if work.on_cpu else Cost(kept=kept, extra=numbers * 8)
 
 
 def _swiglu(work: Work) -> Cost:
@@ -203,6 +224,19 @@ def _lean_loss(work: Work) -> Cost:
     return Cost(kept=dhidden + head * FLOAT32, extra=max(forward, backward))
 
 
+def _divided_loss(work: Work) -> Cost:
+    """As mem_efficient's, on a part of the vocabulary, in chunks of its own; where torch adds to a
+    product in place, no other copy.
+    """
+    a, N = work.architecture, work.tokens
+    head = a.vocab_size * a.hidden_size
+    dhidden = N * a.hidden_size * work.size
+    logits = min(N, max(1, CHUNK_LOGITS // a.vocab_size)) * a.vocab_size
+    forward = 2 * logits * FLOAT32
+    backward = dhidden + head * (FLOAT32 + (work.size if work.size < FLOAT32 else 0))
+    return Cost(kept=dhidden + head * FLOAT32, extra=max(forward, backward))
+
+
 def chunk_rows(*, N: int, E: int, V: int) -> int:
     """mem_efficient's."""
     return min(max(1, CHUNK_LOGITS // V, min(N, E) // 2), max(1, (N + 1) // 2))
@@ -228,7 +262,7 @@ _FORMULAS: Mapping[str, Mapping[str, Callable[[Work], Cost]]] = {
         "sdpa": _sdpa,
         "mem_efficient": _lean_attention,
     },
-    "loss": {"naive_math": _naive_loss, "mem_efficient": _lean_loss},
+    "loss": {"naive_math": _naive_loss, "mem_efficient": _lean_loss, DIVIDED: _divided_loss},
     "optimizer": {"naive_math": _naive_optimizer, "torch_fused": _fused_optimizer},
 }
 COUNTED = tuple(_FORMULAS)  # rope keeps its tables alone, comm nothing

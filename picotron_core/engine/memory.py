@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from picotron_core.engine.kernel_memory import FLOAT32, INT64, Work, bytes_of, cost
 from picotron_core.hardware import Device
 from picotron_core.ops.optimizer import STATES
+from picotron_core.parallel.flat import buckets_of
+from picotron_core.parallel.parallelize import Stage, bucket_capacity
 from picotron_core.parallel.zero1 import IN_FLIGHT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
-    """What is alive at one point of a step, in bytes."""
+    """What is alive at one point of a step, in bytes, on a rank of a pipeline's stage."""
 
     name: str
+    stage: int
     weights: int
     masters: int
     moments: int
@@ -37,30 +40,63 @@ PARTS = ("weights", "masters", "moments", "gradients", "activations", "loss", "t
 
 
 def timeline(work: Work) -> list[Moment]:
-    """The moments of a step that can be its worst, in their order.
+    """The moments of a step that can be its worst, in their order, of every stage of a pipeline."""
+    return [
+        moment
+        for number, stage in enumerate(work.stages)
+        for others, gradients in _backlogs(work, stage)
+        for moment in _of_stage(work, number, others=others, gradients=gradients)
+    ]
+
+
+def _backlogs(work: Work, stage: Stage) -> list[tuple[float, bool]]:
+    """In the worst backwards: how many other micro-batches' activations wait for theirs, and
+    whether earlier ones have left their gradients.
+    """
+    most = stage.in_flight - 1
+    if work.accumulation == 1:
+        return [(0, False)]
+    if stage.in_flight < work.accumulation:
+        return [(most, True)]
+    return [(most, False), (most - 1, True)]  # all wait for the first; it will not be so again
+
+
+def _of_stage(work: Work, number: int, *, others: float, gradients: bool) -> Iterator[Moment]:
+    """The moments of one micro-batch, see `_backlogs`.
 
     Activations go as gradients come, both layer by layer, so the sum is greatest at one of the
-    ends. With accumulation the earlier micro-batches' gradients are there all the time.
+    ends.
     """
+    stage = work.stages[number]
     a, N, size = work.architecture, work.tokens, work.size
-    E, P, narrow = a.hidden_size, a.num_parameters, size < FLOAT32
+    E, L, narrow = a.hidden_size, stage.layers, size < FLOAT32
     norm, loss, swiglu, attention = (
         cost(op, work) for op in ("norm", "loss", "swiglu", "attention")
     )
+    hidden = work.tokens_between * E * size
     mlp, layer = norm.kept + swiglu.kept, 2 * norm.kept + attention.kept + swiglu.kept
     batch = 3 * N * INT64
-    stream = batch + 2 * N * E * size  # in the backward: the residual stream's gradient, and a sum
-    lower = (a.num_hidden_layers - 1) * layer
+    stream = batch + 2 * hidden  # in the backward: the residual stream's gradient, and a sum
+    lower = (L - 1) * layer
+    # What a stage passes on and, where its first norm keeps a copy instead, what came.
+    passed = hidden * ((not stage.head) + (narrow and not stage.embedding))
+    # Other schedules go back from a loss at once.
+    losses = stage.head and work.parallel.schedule == "afab"
+    at_the_end = norm.kept + loss.kept if losses else 0
+    waiting = int(others * (L * layer + passed + at_the_end)) + stage.sent * hidden
 
     head, width = a.vocab_size * E, a.intermediate_size * E  # numbers of such a matrix
-    layers = P - head * (1 if a.tie_word_embeddings else 2)
-    of_head = 0 if a.tie_word_embeddings else head
-    above = of_head + layers - layers // a.num_hidden_layers  # gradients, once at the first layer
-    # A tied head's gradient waits for the embedding's. That one is summed in float32, then rounded;
-    # a product's gradient is not torch's to add to, so naive-math's is added into a third.
-    waiting = head * size if a.tie_word_embeddings else 0
+    tied = a.tie_word_embeddings and stage.embedding and stage.head
+    sizes = _sizes(work, stage)
+    buckets = [bucket.size for bucket in buckets_of(sizes, capacity=bucket_capacity(work.parallel))]
+    P, layers = sum(sizes.values()), sum(size for name, size in sizes.items() if "layer" in name)
+    of_head = head if stage.head and not tied else 0
+    above = of_head + layers - layers // L  # gradients, once at the first layer
+    # A tied head's gradient is kept for the embedding's. That one is summed in float32, then
+    # rounded; a product's gradient is not torch's to add to: naive-math's is added into a third.
+    kept = head * size if tied else 0
     lookup = head * FLOAT32 + (head * size + N * E * FLOAT32 if narrow else 0)
-    if a.tie_word_embeddings and not narrow and work.kernels["loss"] == "naive_math":
+    if tied and not narrow and work.kernels["loss"] == "naive_math":
         lookup += head * FLOAT32
 
     share = -(-P // work.shards)
@@ -70,91 +106,111 @@ def timeline(work: Work) -> list[Moment]:
     ) -> Moment:
         return Moment(
             name=name,
+            stage=number,
             weights=P * size,
             masters=share * FLOAT32 if narrow else 0,
             moments=share * FLOAT32 * len(STATES),
-            gradients=FLOAT32 * (P if work.accumulation > 1 else _standing(work, made)),
-            activations=activations + (work.in_flight - 1) * a.num_hidden_layers * layer,
+            gradients=P * FLOAT32 if gradients else _standing(work, buckets, made),
+            activations=activations + passed + waiting,
             loss=loss,
             temporary=temporary,
         )
 
-    return [
-        moment(
+    if stage.head:
+        yield moment(
             "the loss",
             made=0,
             activations=lower + layer + norm.kept + batch,
             loss=loss.kept,
             temporary=loss.extra,
-        ),
-        moment(
+        )
+        yield moment(
             "the backward of the last norm",
             made=of_head,
             activations=lower + layer + norm.kept + stream,
-            temporary=waiting + norm.extra,
-        ),
-        moment(
-            "the backward of the last layer's MLP",
-            made=of_head + width,
-            activations=lower + layer + stream,
-            temporary=waiting + swiglu.extra,
-        ),
-        moment(
-            "the backward of the last layer's attention",
-            made=of_head + 3 * width,
-            activations=lower + layer - mlp + stream,
-            temporary=waiting + attention.extra,
-        ),
-        moment(
-            "the backward of the first layer's MLP",
-            made=above + width,
-            activations=layer + stream,
-            temporary=waiting + swiglu.extra,
-        ),
-        moment(
-            "the backward of the first layer's attention",
-            made=above + 3 * width,
-            activations=layer - mlp + stream,
-            temporary=waiting + attention.extra,
-        ),
-        moment(
+            temporary=kept + norm.extra,
+        )
+    yield moment(
+        "the backward of the last layer's MLP",
+        made=of_head + width,
+        activations=lower + layer + stream,
+        temporary=kept + swiglu.extra,
+    )
+    yield moment(
+        "the backward of the last layer's attention",
+        made=of_head + 3 * width,
+        activations=lower + layer - mlp + stream,
+        temporary=kept + attention.extra,
+    )
+    yield moment(
+        "the backward of the first layer's MLP",
+        made=above + width,
+        activations=layer + stream,
+        temporary=kept + swiglu.extra,
+    )
+    yield moment(
+        "the backward of the first layer's attention",
+        made=above + 3 * width,
+        activations=layer - mlp + stream,
+        temporary=kept + attention.extra,
+    )
+    if stage.embedding:
+        yield moment(
             "the embedding's gradient",
             made=of_head + layers,
             activations=stream,
-            temporary=waiting + lookup,
-        ),
-        moment(
-            "the sum over ranks",
-            made=P,
-            temporary=_sent(work),
-        ),
-        replace(
-            moment("the update", made=P, temporary=cost("optimizer", work).extra),
-            gradients=share * FLOAT32,
-        ),
-    ]
+            temporary=kept + lookup,
+        )
+    yield replace(
+        moment("the sum over ranks", made=P, temporary=_sent(work, buckets)), activations=0
+    )
+    yield replace(
+        moment("the update", made=P, temporary=cost("optimizer", work).extra),
+        gradients=share * FLOAT32,
+        activations=0,
+    )
 
 
-def _standing(work: Work, made: int) -> int:
-    """Of the gradients made so far, those that are there: a sum that is divided leaves a share."""
-    if work.shards == 1:
-        return made
-    return min(made, made // work.shards + (IN_FLIGHT + 1) * _bucket(work))
+def _sizes(work: Work, stage: Stage) -> dict[str, int]:
+    """Numbers in each parameter of a rank, in the order of `sizes_in_order`."""
+    a = work.architecture
+    E, D, head = a.hidden_size, a.head_dim, a.vocab_size * a.hidden_size
+    queries, keys = (E * D * heads for heads in (a.num_attention_heads, a.num_key_value_heads))
+    width = E * a.intermediate_size
+    layer = {"input_norm": E, "q": queries, "k": keys, "v": keys, "o": queries}
+    layer |= {"norm": E, "gate": width, "up": width, "down": width}
+    tied = a.tie_word_embeddings
+    sizes = {"embedding": head} if stage.embedding or (tied and stage.head) else {}
+    for number in range(stage.layers):
+        sizes |= {f"layer {number} {name}": size for name, size in layer.items()}
+    if stage.head:
+        sizes |= {"norm": E} | ({} if tied else {"head": head})
+    return sizes
 
 
-def _sent(work: Work) -> int:
-    """Copies in the dtype that gradients travel in."""
+def _standing(work: Work, buckets: Sequence[int], made: int) -> int:
+    """Bytes of the gradients made so far, from the last parameter on: a sum that is divided leaves
+    a share of them, the buckets that are on their way, and the one that is being filled.
+    """
+    if work.shards == 1 or work.accumulation > 1:  # the first micro-batch's are not summed so soon
+        return made * FLOAT32
+    full = []
+    filled = 0
+    for size in buckets:
+        if made < size:
+            filled = size if made else 0  # its buffer is for all that will come
+            break
+        full.append(size)
+        made -= size
+    on_their_way = sum(full[-IN_FLIGHT:]) * bytes_of(work.reduce_dtype)
+    return FLOAT32 * (sum(full) // work.shards + filled) + on_their_way
+
+
+def _sent(work: Work, buckets: Sequence[int]) -> int:
+    """The largest bucket in the dtype that gradients travel in, beside the same in float32."""
     if work.replicas == 1 or work.reduce_dtype == "float32":
         return 0
-    P = work.architecture.num_parameters
-    sent = P if work.shards == 1 else min(P, (IN_FLIGHT + 1) * _bucket(work))
-    return sent * bytes_of(work.reduce_dtype)
-
-
-def _bucket(work: Work) -> int:
-    """Numbers in the largest bucket: the embedding has one of its own where it is larger."""
-    a = work.architecture
-    return max(work.bucket, a.vocab_size * a.hidden_size)
+    return bytes_of(work.reduce_dtype) * max(buckets)
 
 
 def peak(work: Work) -> Moment:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from picotron_core.engine.kernel_memory import Work
@@ -55,7 +55,9 @@ def predict(work: Work, rate: float, source: Literal["measured", "published"]) -
     """The time of a step whose FLOPs go at `EFFICIENCY` of `rate`, in FLOP/s."""
     efficiency = EFFICIENCY[source]
     tokens = work.tokens * work.accumulation
-    step_s = work.architecture.flops_per_token(work.seq_len) * tokens / (rate * efficiency)
+    layers = max(stage.layers for stage in work.stages)  # the others wait for this one
+    slowest = replace(work.architecture, num_hidden_layers=layers)
+    step_s = slowest.flops_per_token(work.seq_len) * tokens / (rate * efficiency)
     return Speed(
         rate=rate,
         source=source,

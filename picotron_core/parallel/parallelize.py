@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass
 
 import torch
 
@@ -16,18 +16,13 @@ from picotron_core.parallel.layout import Layout, shapes_of
 from picotron_core.parallel.mesh import Axis, Mesh, data_parallel_degree
 from picotron_core.parallel.pipeline import (
     EMBEDDING,
+    IN_FLIGHT,
     cut_into_stages,
     order_of,
     owners_of,
     stages_of,
 )
-from picotron_core.parallel.tensor import (
-    cuts_of,
-    divide,
-    refuse_tensor_parallel,
-    slice_of,
-    whole_of,
-)
+from picotron_core.parallel.tensor import cuts_of, divide, refuse_tensor_parallel, whole_of
 from picotron_core.parallel.timeline import Span, no_span
 from picotron_core.parallel.zero1 import Shards
 from picotron_core.schema import Parallel
@@ -126,21 +121,42 @@ def bucket_capacity(settings: Parallel) -> int:
     return int(settings.bucket_mb * 1e6 / FLOAT32_BYTES)
 
 
-def rank_of(settings: Parallel, architecture: Architecture) -> Architecture:
-    """The architecture of one rank's part, for counting: of its largest stage, and as if that had
-    the embedding and the head.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """What a rank of a pipeline's stage has at once, for counting.
+
+    layers: of the model. embedding, head: whether it has them.
+    in_flight: micro-batches whose activations it keeps; of those that are in some of its chunks,
+    their part. sent: gradients of hidden states that it keeps until they have arrived; what it
+    sends forward is among the activations.
     """
-    layers = -(-architecture.num_hidden_layers // settings.pp)
-    return replace(slice_of(architecture, settings.tp), num_hidden_layers=layers)
+
+    layers: int
+    embedding: bool = True
+    head: bool = True
+    in_flight: float = 1
+    sent: int = 0
 
 
-def in_flight(settings: Parallel, accumulation: int) -> int:
-    """Micro-batches whose activations the first stage keeps at once."""
+def counted_stages(settings: Parallel, layers: int, accumulation: int) -> list[Stage]:
+    """Every stage of a pipeline; without one, the whole model."""
     if settings.pp == 1:
-        return 1
-    kept = waiting = 0
-    for kind, _, _ in order_of(settings, stage=0, micro_batches=accumulation):
-        waiting += 1 if kind == "forward" else -1
-        kept = max(kept, waiting)
-    chunks = settings.chunks if settings.schedule == "interleaved" else 1
-    return -(-kept // chunks)
+        return [Stage(layers=layers)]
+    found = []
+    for stage, chunks in enumerate(stages_of(layers, settings)):
+        first, last = stage == 0, stage == settings.pp - 1
+        most = waiting = 0
+        for kind, _, _ in order_of(settings, stage=stage, micro_batches=accumulation):
+            waiting += 1 if kind == "forward" else -1
+            most = max(most, waiting)
+        back = len(chunks) * accumulation * (not first)
+        found.append(
+            Stage(
+                layers=sum(map(len, chunks)),
+                embedding=first,
+                head=last,
+                in_flight=most / len(chunks),
+                sent=min(IN_FLIGHT, back),
+            )
+        )
+    return found

@@ -1,5 +1,6 @@
 """`picotron plan`: what it foretells against what a real training step allocates."""
 
+import gc
 import json
 import shlex
 import subprocess
@@ -120,6 +121,7 @@ def replicas(model, dtype, mesh, reduce="float32"):
 def measured_peak(work, backends):
     """The most that torch's CPU allocator held at once in a real step: exact, by its own record."""
     ops = Ops(**{op: s.chosen.backend.load() for op, s in selected(work, backends).items()})
+    gc.collect()  # or what earlier tests held would be given back meanwhile
     with torch.profiler.profile(
         profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
     ) as profiler:
