@@ -61,7 +61,13 @@ def test_all_ways_train_the_same_steps_and_say_so(compared):
     assert low[0] != shards[0]
     assert all(check["holds"] for check in answer["checks"])
     assert out.count("yes  ") == len(answer["checks"]) == 6
-    for title in ("moments, MiB", "all that is sent, MiB", "peak of a step, MiB", "median step"):
+    for title in (
+        "moments, MiB",
+        "all that is sent, MiB",
+        "peak of a step, MiB",
+        "as it is counted",
+        "median step",
+    ):
         assert out.count(title) == 1
 
 
@@ -75,7 +81,7 @@ def trial(**changed):
 def test_what_does_not_hold_is_told():
     def way(zero, *ranks):
         way = Way(name="x", zero=zero, reduce="float32")
-        return Found(way=way, ranks=list(ranks), timed=[ranks[0]])
+        return Found(way=way, counted=0, ranks=list(ranks), timed=[ranks[0]])
 
     sent = {"sent": {"reduce_scatter float32": 400}}
     collectives = {"collectives": {"reduce_scatter float32": 1}}

@@ -21,6 +21,7 @@ from picotron_core.cli.compare.trial import Bench, Noted, Trial, try_out
 from picotron_core.cli.console import open_view
 from picotron_core.cli.job import prepare_job
 from picotron_core.config import Settings
+from picotron_core.engine.memory import peak
 from picotron_core.engine.peak import hold_no_freed_memory
 from picotron_core.engine.run_directory import selection_record
 from picotron_core.errors import ConfigError, RunError
@@ -43,9 +44,13 @@ class Way:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What the ranks saw of a way: trials for memory of all of them, for time of the first."""
+    """What the ranks saw of a way: trials for memory of all of them, for time of the first.
+
+    counted: what `picotron plan` foretells for the peak of a step.
+    """
 
     way: Way
+    counted: int
     ranks: list[Trial]
     timed: list[Trial]
 
@@ -133,9 +138,13 @@ def _all_trials(bench: Bench, steps: int) -> list[Found]:
     timed: list[list[Trial]] = [[] for _ in ways]
     for number in (*order, *reversed(order)):
         timed[number].append(trial(number, steps + 1, exactly=False))
+    counted = [
+        peak(replace(bench.work, parallel=config.parallel, reduce_dtype=way.reduce)).total
+        for way, config in zip(ways, configs, strict=True)
+    ]
     return [
-        Found(way=way, ranks=_of_all_ranks(bench.world, way.name, mine), timed=times)
-        for way, mine, times in zip(ways, memory, timed, strict=True)
+        Found(way=way, counted=size, ranks=_of_all_ranks(bench.world, way.name, mine), timed=times)
+        for way, size, mine, times in zip(ways, counted, memory, timed, strict=True)
     ]
 
 
@@ -222,6 +231,10 @@ def _rows(found: Sequence[Found], bench: Bench) -> Iterator[tuple[str, list[tupl
     for part, title in (("start", "peak of the start"), ("most", "peak of a step")):
         base = replicas.most(part)
         yield f"{title}, MiB", [(_mib(o.most(part)), _ratio(o.most(part), base)) for o in found]
+    yield (
+        "as it is counted",
+        [(_mib(o.counted), _ratio(o.counted, replicas.counted)) for o in found],
+    )
     yield (
         "median step, s",
         [(f"{one.step_s:.3f}", _ratio(one.step_s, replicas.step_s)) for one in found],

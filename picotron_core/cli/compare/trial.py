@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from picotron_core.cli.job import Job, first_state
+from picotron_core.cli.plan import work_of
 from picotron_core.data.tokens import Tokens
+from picotron_core.engine.kernel_memory import Work
 from picotron_core.engine.metrics import StepRecord
 from picotron_core.engine.peak import hold_no_freed_memory, peak, reset_peak
 from picotron_core.engine.train import train
+from picotron_core.hardware import stand_in
 from picotron_core.model.architecture import Architecture
 from picotron_core.ops import Ops, Optimizer
 from picotron_core.ops.optimizer import AdamW
@@ -70,9 +73,13 @@ class Noted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """All that a rank's trials share. It holds no model: each trial makes its own."""
+    """All that a rank's trials share. It holds no model: each trial makes its own.
+
+    work: of a step by the settings as they are, for counting.
+    """
 
     noted: Noted
+    work: Work
     config: Config
     world: World
     architecture: Architecture
@@ -84,15 +91,25 @@ class Bench:
 
     @classmethod
     def of(cls, job: Job, noted: Noted) -> Bench:
+        mesh, selections = job.state.layout.mesh, {s.op: s for s in job.selections}
+        work = work_of(
+            job.config,
+            job.state.model.architecture,
+            stand_in(job.device, job.world.local_rank),
+            job.precision,
+            mesh.dp.size,
+            selections,
+        )
         return cls(
             noted=noted,
+            work=work,
             config=job.config,
             world=job.world,
             architecture=job.state.model.architecture,
             precision=job.precision,
             ops=job.ops,
             tokens=job.tokens,
-            mesh=job.state.layout.mesh,
+            mesh=mesh,
             device=job.state.device,
         )
 
