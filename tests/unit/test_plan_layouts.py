@@ -145,8 +145,8 @@ def measured_peak(work, whole, ops, stage):
     ("shape", "parallel", "ranks", "accumulation", "dtype"),
     [
         ("weights", {}, 2, 1, "float32"),
-        ("weights", {"zero": 1}, 2, 1, "bfloat16"),
-        ("weights", {"zero": 1}, 8, 1, "float32"),
+        ("weights", {"zero": 1}, 2, 1, "float32"),
+        ("weights", {"zero": 1}, 8, 1, "bfloat16"),
         ("deep", {"zero": 1}, 4, 3, "float32"),
         ("deep", {"tp": 2}, 2, 1, "float32"),
         ("deep", {"tp": 2, "sequence": True}, 2, 1, "float32"),
