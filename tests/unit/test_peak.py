@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
 
 import pytest
 import torch
 from picotron_backends.one_process import COMM
 
-from picotron_core.engine.peak import hold_no_freed_memory, peak, reset_peak
+from picotron_core.engine.peak import reset_peak
 from picotron_core.model.architecture import Architecture
 from picotron_core.model.llama import Llama
 from picotron_core.ops import Ops
@@ -20,24 +22,29 @@ from picotron_core.parallel.zero1 import Shards
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def exactly():
-    hold_no_freed_memory(True)
-    yield
-    hold_no_freed_memory(False)
+IN_A_NEW_PROCESS = """
+import torch
+from picotron_core.engine.peak import hold_no_freed_memory, peak, reset_peak
+
+hold_no_freed_memory(True)
+cpu = torch.device("cpu")
+torch.ones(2**23).add_(1)  # what torch makes once
+for megabytes in (64, 16):  # the second is below the first one's peak
+    before = reset_peak(cpu)
+    for _ in range(3):
+        held = [torch.ones(megabytes // 2 * 2**18) for _ in range(2)]
+        del held
+        torch.ones(megabytes // 4 * 2**18)
+    print((peak(cpu) - before) / 2**20)
+"""
 
 
 @pytest.mark.skipif(reset_peak(CPU) is None, reason="this system keeps no peak to reset")
-def test_a_peak_is_what_the_tensors_took(exactly):
-    torch.ones(2**23).add_(1)  # what torch makes once
-    for megabytes in (64, 16):  # the second is below the first one's peak
-        before = reset_peak(CPU)
-        sizes = (megabytes // 2, megabytes // 2, megabytes // 4)
-        for _ in range(3):
-            held = [torch.ones(size * 2**18) for size in sizes[:2]]
-            del held
-            torch.ones(sizes[2] * 2**18)
-        assert peak(CPU) - before == pytest.approx(megabytes * 2**20, rel=0.03)
+def test_a_peak_is_what_the_tensors_took():
+    """In a process where nothing else comes and goes."""
+    command = [sys.executable, "-c", IN_A_NEW_PROCESS]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert [float(word) for word in result.stdout.split()] == pytest.approx([64, 16], rel=0.03)
 
 
 @pytest.mark.parametrize("kind", [Replicas, Shards])
