@@ -1714,7 +1714,9 @@ class query_documents_unchecked(Flash):
     """Without doc_ids they are ignored, and one row of them serves all."""
 
     def check(self, q: Tensor, k: Tensor, **asked: Any) -> None:
-        super().check(q, k, **(asked | {"query_doc_ids": None}))
+        if asked["query_doc_ids"] is not None:
+            asked |= {"query_doc_ids": None, "doc_ids": None}
+        super().check(q, k, **asked)
 
 
 @instance
