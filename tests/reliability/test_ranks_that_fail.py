@@ -107,9 +107,11 @@ def victim_of(phase: str, size: int) -> int:
     return 0 if phase == "save" else size - 1
 
 
-def place(phase: str) -> str:
-    """A save goes on in the background, while the next steps are made."""
-    return r"step \d+" if phase == "save" else "step 2"
+def place(kind: str, phase: str) -> str:
+    """A save goes on in the background, while the next steps are made; and a rank that was stopped
+    takes part again, once it is woken, until it hears that the run is over.
+    """
+    return r"step \d+" if kind == "stop" or phase == "save" else "step 2"
 
 
 def waits(phase: str) -> str:
@@ -131,9 +133,11 @@ def test_all_others_leave_in_time_and_say_why(struck, tiny, tmp_path, request, k
         text = struck.text(rank)
         assert code == 1, text
         (told,) = re.findall(rf"^error: (Rank {rank} stops in .*)", text, re.M)
-        assert re.match(f"Rank {rank} stops in {place(phase)}, in {waits(phase)}", told), told
+        assert re.match(f"Rank {rank} stops in {place(kind, phase)}, in {waits(phase)}", told), told
         if kind == "raise":
-            assert re.search(f"Rank {victim} failed in {place(phase)}: ValueError: struck", told)
+            assert re.search(
+                f"Rank {victim} failed in {place(kind, phase)}: ValueError: struck", told
+            )
         elif victim == 0:  # which keeps the store
             assert "the store does not answer, which rank 0 keeps: killed or stopped" in told
         else:
@@ -142,7 +146,7 @@ def test_all_others_leave_in_time_and_say_why(struck, tiny, tmp_path, request, k
     if kind == "raise":
         assert struck.processes[victim].wait(max(0, end - time.monotonic())) == 1
         assert f"ValueError: struck in {phase}" in struck.text(victim)
-        assert re.search(rf"That was rank {victim}, in {place(phase)}\.", struck.text(victim))
+        assert re.search(rf"That was rank {victim}, in {place(kind, phase)}\.", struck.text(victim))
 
 
 @pytest.mark.parametrize(("kind", "phase"), [(kind, phase) for kind, phase, n in EVERY if n == 2])
@@ -158,7 +162,9 @@ def test_the_launcher_leaves_in_time_and_leaves_nobody(
     code = struck.processes[0].wait(max(0, end - time.monotonic()))
     text = struck.text(0)
     assert code == 1, text
-    assert re.search(f"Rank {1 - victim} stops in {place(phase)}, in {waits(phase)}", text), text
+    assert re.search(f"Rank {1 - victim} stops in {place(kind, phase)}, in {waits(phase)}", text), (
+        text
+    )
     if kind == "raise":
         assert f"ValueError: struck in {phase}" in text
     else:
