@@ -35,9 +35,9 @@ from picotron_core.engine.trace import Trace
 from picotron_core.errors import ConfigError
 from picotron_core.hardware import Device, stand_in
 from picotron_core.model.architecture import Architecture
-from picotron_core.model.init import initialise
+from picotron_core.model.init import Values, drawn
 from picotron_core.model.llama import Llama
-from picotron_core.model.pretrained import load_weights
+from picotron_core.model.pretrained import stored_weights
 from picotron_core.ops import Comm, Ops
 from picotron_core.parallel.agreement import (
     agree,
@@ -264,12 +264,11 @@ def _prepare_tokens(config: Config, world: World, view: View) -> Tokens:
     return tokens
 
 
-def _model(config: Config, architecture: Architecture, ops: Ops) -> Llama:
-    model = Llama(architecture, ops)
-    initialise(model, config.train.seed)
+def _values(config: Config, model: Llama) -> Values:
+    """What the whole model's parameters begin with."""
     if config.model.path and config.model.pretrained:
-        load_weights(model, config.model.path)
-    return model
+        return stored_weights(model, config.model.path)
+    return drawn(model, config.train.seed)
 
 
 def first_state(
@@ -282,7 +281,8 @@ def first_state(
     trace: Trace | None = None,
 ) -> TrainState:
     """This rank's part at step 0."""
-    model = _model(config, architecture, ops)
+    with torch.device("meta"):  # a rank never holds the whole
+        model = Llama(architecture, ops)
     dtype, reduce = getattr(torch, precision.compute), getattr(torch, precision.reduce)
     weights, layout = parallelize(
         model,
@@ -290,6 +290,7 @@ def first_state(
         mesh,
         device=device,
         dtype=dtype,
+        values=_values(config, model),
         reduce=reduce,
         span=trace.timeline.span if trace else no_span,
     )

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from picotron_core.model.llama import Llama
+
+# A parameter's name -> its value, on any device, in any float dtype.
+Values = Callable[[str], Tensor]
 
 
 def initial_value(name: str, shape: torch.Size, *, std: float, seed: int) -> Tensor:
@@ -26,9 +30,32 @@ def initial_value(name: str, shape: torch.Size, *, std: float, seed: int) -> Ten
     return torch.normal(0.0, std, shape, generator=generator, device="cpu")
 
 
-@torch.no_grad()
-def initialise(model: Llama, seed: int) -> None:
-    """Fill every parameter in place, on its device and in its dtype; a tied head is drawn once."""
+def drawn(model: Llama, seed: int) -> Values:
+    """The first values of a whole model, which may be on the meta device; each is drawn when it is
+    asked for.
+    """
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     std = model.architecture.initializer_range
+    return lambda name: initial_value(name, shapes[name], std=std, seed=seed)
+
+
+@torch.no_grad()
+def fill(model: Llama, values: Values) -> None:
+    """Write every parameter in place, on its device and in its dtype; a tied head's once."""
     for name, parameter in model.named_parameters():
-        parameter.copy_(initial_value(name, parameter.shape, std=std, seed=seed))
+        parameter.copy_(values(name))
+
+
+def put(model: nn.Module, name: str, value: Tensor) -> nn.Parameter:
+    """Replace a parameter, under all its names, by one of the value's shape, dtype and device."""
+    old, new = model.get_parameter(name), nn.Parameter(value)
+    for module in model.modules():
+        for leaf, held in module.named_parameters(recurse=False, remove_duplicate=False):
+            if held is old:
+                module.register_parameter(leaf, new)
+    return new
+
+
+def initialise(model: Llama, seed: int) -> None:
+    """Fill a whole model with its first values."""
+    fill(model, drawn(model, seed))

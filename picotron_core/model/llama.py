@@ -78,9 +78,9 @@ class Decoder(nn.Module):
 class Llama(nn.Module):
     """A Llama whose parameters bear Hugging Face's names and whose hot ops are `ops`'.
 
-    A new one holds torch's default values: follow it with `initialise` or `load_weights`. A large
-    one is quicker to build under `torch.device("meta")` and `.to_empty(device=...)`. It may be cast
-    to bfloat16 as a whole; the rotary tables stay float32.
+    A new one holds torch's default values: follow it with `initialise` or `load_weights`. Under
+    `torch.device("meta")` it takes no memory until `.to_empty(device=...)`, or `init.put` for
+    each parameter. It may be cast to bfloat16 as a whole; the rotary tables stay float32.
 
     Touvron et al. 2023 (arXiv:2302.13971) section 2.2.
     """

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from torch import Tensor
 
 from picotron_core.errors import ConfigError
 from picotron_core.model.architecture import Architecture
+from picotron_core.model.init import Values, fill
 from picotron_core.model.llama import Llama
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_ROWS = 4096  # of the vocabulary, compared at once
 _FLOATS = ("F16", "BF16", "F32", "F64")  # safetensors' names
 
 
@@ -28,41 +31,57 @@ def load_architecture(path_or_name: str | Path) -> Architecture:
 
 
 def load_weights(model: Llama, path_or_name: str | Path) -> None:
-    """Fill the model's parameters from model.safetensors, or from the shards of its index.
+    """Fill the model's parameters in place; see `stored_weights`."""
+    fill(model, stored_weights(model, path_or_name))
 
-    Values are converted to each parameter's dtype (a 16-bit checkpoint is upcast to float32) and
-    device. A tied head may be absent from the file. Rotary frequencies in old checkpoints are not
-    read: the architecture gives them.
+
+def stored_weights(model: Llama, path_or_name: str | Path) -> Values:
+    """The values in model.safetensors, or in the shards of its index, for a whole model, which may
+    be on the meta device; each is read when it is asked for.
+
+    They are in the file's dtype, on the CPU. A tied head may be absent from the file. Rotary
+    frequencies in old checkpoints are not read: the architecture gives them.
 
     Raises: ConfigError that names the tensors that are missing, unexpected, of another shape or of
-        no float dtype, or a tied head that differs from the embedding. All but the last are found
-        before a parameter is changed.
+        no float dtype, or a tied head that differs from the embedding.
     """
-    from safetensors import SafetensorError, safe_open
-
     folder = _folder(path_or_name, ["*.safetensors", "*.json"])
     files = _tensor_files(folder)
-    parameters = dict(model.named_parameters())
+    wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
     names = {name for name in files if not name.endswith("rotary_emb.inv_freq")}
     tied = model.architecture.tie_word_embeddings
-    may_have = parameters.keys() | ({_HEAD} if tied else set())
-    _refuse_any("lack", parameters.keys() - names, folder)
+    may_have = wanted.keys() | ({_HEAD} if tied else set())
+    _refuse_any("lack", wanted.keys() - names, folder)
     _refuse_any("have, but the model does not,", names - may_have, folder)
-    try:
+    with _readable(folder):
+        from safetensors import safe_open
+
         shards: dict[str, Any] = {
             file: safe_open(folder / file, framework="pt", device="cpu")
             for file in sorted(set(files.values()))
         }
         read = {name: shards[files[name]] for name in sorted(names)}
         for name, shard in read.items():
-            wanted = parameters[_EMBEDDING if tied and name == _HEAD else name].shape
-            _check_tensor(name, shard.get_slice(name), wanted, folder)
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(read[name].get_tensor(name))
+            shape = wanted[_EMBEDDING if tied and name == _HEAD else name]
+            _check_tensor(name, shard.get_slice(name), shape, folder)
         if tied and _HEAD in read:
-            head, embedding = (read[name].get_tensor(name) for name in (_HEAD, _EMBEDDING))
+            head, embedding = (read[name].get_slice(name) for name in (_HEAD, _EMBEDDING))
             _check_tied_head(head, embedding, folder)
+
+    def value(name: str) -> Tensor:
+        with _readable(folder):
+            found: Tensor = read[name].get_tensor(name)
+            return found
+
+    return value
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"The weights in {folder} cannot be read: {_one_line(error)}") from error
 
@@ -143,12 +162,16 @@ def _check_tensor(name: str, stored: Any, wanted: torch.Size, folder: Path) -> N
         raise ConfigError(f"{name} in {folder} is {dtype}; Picotron reads {', '.join(_FLOATS)}.")
 
 
-def _check_tied_head(head: Tensor, embedding: Tensor, folder: Path) -> None:
-    if not torch.equal(head, embedding):
-        raise ConfigError(
-            f"{folder} has tie_word_embeddings, but its {_HEAD} differs from {_EMBEDDING}: set "
-            "tie_word_embeddings to false in its config.json."
-        )
+def _check_tied_head(head: Any, embedding: Any, folder: Path) -> None:
+    """Row by row: neither is read whole."""
+    rows = head.get_shape()[0]
+    for start in range(0, rows, _ROWS):
+        some = slice(start, min(rows, start + _ROWS))
+        if not torch.equal(head[some], embedding[some]):
+            raise ConfigError(
+                f"{folder} has tie_word_embeddings, but its {_HEAD} differs from {_EMBEDDING}: set "
+                "tie_word_embeddings to false in its config.json."
+            )
 
 
 def _one_line(error: Exception) -> str:

@@ -277,15 +277,19 @@ class RingAttention(torch.autograd.Function):
                 gradients[0][:, :, columns] += dk_part
                 gradients[1][:, :, columns] += dv_part
             if arriving is not None:  # what the ranks before gave the same keys
-                work, _, others = arriving
-                work.wait()
-                gradients += others
+                gradients += _landed(*arriving)
+                arriving = None  # or its two buffers would stand beside the next two
             coming = torch.empty_like(gradients)
             arriving = asked.cp.pass_on(gradients, coming), gradients, coming
         assert arriving is not None
-        work, _, home = arriving
-        work.wait()  # after a whole round: the gradients of this rank's own keys
+        home = _landed(*arriving)  # after a whole round: the gradients of this rank's own keys
         return dq.to(q.dtype), home[0].to(k.dtype), home[1].to(v.dtype), None
+
+
+def _landed(work: Work, sent: Tensor, coming: Tensor) -> Tensor:
+    """What came. What was sent is held until then: the transport reads it."""
+    work.wait()
+    return coming
 
 
 def _merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:

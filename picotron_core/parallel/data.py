@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from picotron_core.model.init import Values, put
 from picotron_core.ops.comm import Work
 from picotron_core.parallel.flat import Gradients, Shared, buckets_of
 from picotron_core.parallel.mesh import Axis
@@ -67,8 +68,11 @@ class Replicas:
     reduce: what gradients travel in; float32 keeps every bit.
     capacity: numbers in a bucket.
     shared: parameters whose gradients are to be added over another axis as well.
+    values: what the parameters begin with, this rank's part of each, asked for one by one; None is
+        what the model holds.
     """
 
+    @torch.no_grad()
     def __init__(
         self,
         model: nn.Module,
@@ -76,20 +80,22 @@ class Replicas:
         device: torch.device,
         dtype: torch.dtype,
         axis: Axis,
+        values: Values | None = None,
         reduce: torch.dtype = torch.float32,
         capacity: int = 0,
         shared: Shared = (),
     ) -> None:
         self.axis = axis
         self.reduce = reduce if axis.size > 1 else torch.float32  # alone, nothing travels
-        named = dict(model.named_parameters())
-        if dtype == torch.float32:
-            model.to(device)
-            self.masters: dict[str, Tensor] = dict(named)
-        else:
-            self.masters = {n: p.detach().to(device, copy=True) for n, p in named.items()}
-            model.to(device, dtype)
-        self.parameters = dict(model.named_parameters())
+        held = dict(model.named_parameters())
+        value_of = values or held.__getitem__
+        self.masters: dict[str, Tensor] = {}
+        self.parameters: dict[str, nn.Parameter] = {}
+        for name in held:
+            master = value_of(name).detach().to(device, torch.float32, copy=True)
+            parameter = put(model, name, master.to(dtype))
+            self.parameters[name] = parameter
+            self.masters[name] = parameter if dtype == torch.float32 else master
         self.buckets = buckets_of(
             {name: master.numel() for name, master in self.masters.items()},
             capacity=capacity if axis.size > 1 else 0,

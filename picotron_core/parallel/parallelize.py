@@ -9,6 +9,7 @@ import torch
 
 from picotron_core.errors import ConfigError
 from picotron_core.model.architecture import Architecture
+from picotron_core.model.init import Values
 from picotron_core.model.llama import Llama
 from picotron_core.parallel.context import divide_context, refuse_context_parallel
 from picotron_core.parallel.data import Replicas, Weights
@@ -22,7 +23,13 @@ from picotron_core.parallel.pipeline import (
     owners_of,
     stages_of,
 )
-from picotron_core.parallel.tensor import cuts_of, divide, refuse_tensor_parallel, whole_of
+from picotron_core.parallel.tensor import (
+    cut_matrices,
+    cuts_of,
+    divide,
+    refuse_tensor_parallel,
+    whole_of,
+)
 from picotron_core.parallel.timeline import Span, no_span
 from picotron_core.parallel.zero1 import Shards
 from picotron_core.schema import Parallel
@@ -37,18 +44,22 @@ def parallelize(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    values: Values | None = None,
     reduce: torch.dtype = torch.float32,
     span: Span = no_span,
 ) -> tuple[Weights, Layout]:
-    """Make of a whole float32 model this rank's, on `device` and in `dtype`, with the float32 truth
-    behind it.
+    """Make of a whole model this rank's, on `device` and in `dtype`, with the float32 truth behind
+    it.
 
     Args:
+        values: what the whole parameters begin with: then the model may be on the meta device, and
+            no rank ever holds more than its part and one whole parameter. None is what it holds.
         reduce: what gradients travel in.
         span: told of what the schemes do.
     """
     shapes = shapes_of(model)
     cuts = cuts_of(model, mesh.tp)
+    whole = values or dict(model.named_parameters()).__getitem__
     pipeline, owners = None, {}
     shared: list[tuple[Axis, list[str]]] = []
     if mesh.pp.size > 1:
@@ -57,7 +68,8 @@ def parallelize(
         if model.architecture.tie_word_embeddings:
             shared.append((mesh.ends, [EMBEDDING]))
     if mesh.tp.size > 1:
-        divide(model, cuts, mesh.tp, sequence=settings.sequence)
+        cut_matrices(model, cuts)
+        divide(model, mesh.tp, sequence=settings.sequence)
         if settings.sequence:
             shared.append((mesh.tp, whole_of(model)))
     if mesh.cp.size > 1:
@@ -68,6 +80,7 @@ def parallelize(
         device=device,
         dtype=dtype,
         axis=mesh.data,
+        values=lambda name: cuts[name].part(whole(name)) if name in cuts else whole(name),
         capacity=bucket_capacity(settings),
         reduce=reduce,
         shared=shared,

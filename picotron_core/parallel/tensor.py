@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from picotron_core.errors import ConfigError
 from picotron_core.model.architecture import Architecture
+from picotron_core.model.init import put
 from picotron_core.model.llama import Llama
 from picotron_core.parallel.mesh import Axis
 from picotron_core.parallel.vocabulary import parallel_embedding, parallel_loss
@@ -56,13 +57,14 @@ class Cut:
         start = min(self.size, self.axis.index * self.part_size)
         return start, min(self.size, start + self.part_size)
 
+    def part_shape(self, whole: torch.Size) -> torch.Size:
+        return torch.Size([*whole[: self.dim], self.part_size, *whole[self.dim + 1 :]])
+
     def part(self, whole: Tensor) -> Tensor:
         """This rank's part of the whole: a copy."""
         start, stop = self.bounds
         mine = whole.narrow(self.dim, start, stop - start)
-        shape = list(whole.shape)
-        shape[self.dim] = self.part_size
-        padded = whole.new_zeros(shape)
+        padded = whole.new_zeros(self.part_shape(whole.shape))
         padded.narrow(self.dim, 0, stop - start).copy_(mine)
         return padded
 
@@ -109,19 +111,20 @@ def cuts_of(model: Llama, tp: Axis) -> dict[str, Cut]:
     return cuts if tp.size > 1 else {}
 
 
-def divide(model: Llama, cuts: Mapping[str, Cut], tp: Axis, *, sequence: bool) -> None:
-    """Cut the model's parameters, and put the regions around its blocks.
+def cut_matrices(model: Llama, cuts: Mapping[str, Cut]) -> None:
+    """Give the parameters the shapes of this rank's parts, and no values yet.
 
     Args:
         cuts: of the whole model; a pipeline stage has some of it.
     """
-    mine = [name for name, _ in model.named_parameters() if name in cuts]
-    for name in mine:
-        module = model.get_submodule(name.rpartition(".")[0])
-        module.register_parameter(
-            "weight", nn.Parameter(cuts[name].part(model.get_parameter(name).detach()))
-        )
-    model.tie()
+    for name, parameter in list(model.named_parameters()):
+        if name in cuts:
+            shape = cuts[name].part_shape(parameter.shape)
+            put(model, name, torch.empty(shape, device="meta"))
+
+
+def divide(model: Llama, tp: Axis, *, sequence: bool) -> None:
+    """Put the regions around the blocks of a model whose matrices are cut."""
     enter: Region = _Enter(tp, sequence)
     leave: Region = _Leave(tp, sequence)
     for number in model.model.layers:

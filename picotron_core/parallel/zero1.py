@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from picotron_core.model.init import Values, put
 from picotron_core.model.llama import Llama
 from picotron_core.ops.comm import Work
 from picotron_core.parallel.flat import Bucket, Gradients, Shared, buckets_of
@@ -32,6 +33,7 @@ IN_FLIGHT = 2  # full buckets that wait for their sum: a slow network must not k
 class Shards:
     """This rank's part of the weights; arguments as in `Replicas`."""
 
+    @torch.no_grad()
     def __init__(
         self,
         model: Llama,
@@ -39,22 +41,32 @@ class Shards:
         device: torch.device,
         dtype: torch.dtype,
         axis: Axis,
+        values: Values | None = None,
         capacity: int,
         reduce: torch.dtype = torch.float32,
         shared: Shared = (),
     ) -> None:
         self.axis, self.reduce = axis, reduce
-        model.to(device)
-        self.parameters = dict(model.named_parameters())
-        self.shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
+        held = dict(model.named_parameters())
+        self.shapes = {name: parameter.shape for name, parameter in held.items()}
         sizes = {name: shape.numel() for name, shape in self.shapes.items()}
         self.buckets = buckets_of(sizes, capacity=capacity, multiple=axis.size, shared=shared)
-        self.masters: dict[str, Tensor] = {}
         self._flat: list[Tensor] = []  # the parameters, which are views of it
         self._mine: list[Tensor] = []  # this rank's part of the masters
+        found: dict[str, Tensor] = {}
         for bucket in self.buckets:
-            self._lay_out(bucket, dtype)
-        self.masters = {name: self.masters[name] for name in sizes if name in self.masters}
+            whole = torch.zeros(bucket.size, dtype=torch.float32, device=device)
+            for name, (start, stop) in bucket.spans.items():
+                whole[start:stop] = (values or held.__getitem__)(name).flatten()
+            flat = whole.to(dtype)
+            mine = self._cut(whole) if dtype == torch.float32 else self._cut(whole).clone()
+            for name, (start, stop) in bucket.spans.items():
+                put(model, name, flat[start:stop].view(self.shapes[name]))
+            found |= self._parts(bucket, mine)
+            self._flat.append(flat)
+            self._mine.append(mine)
+        self.masters = {name: found[name] for name in sizes if name in found}
+        self.parameters = dict(model.named_parameters())
         self._gradients = Gradients(self.parameters, self.buckets, self._scatter)
         self._on_their_way: list[tuple[Work, Tensor, Tensor]] = []
         self._summed: list[Tensor] = []
@@ -63,21 +75,6 @@ class Shards:
         for module, names in model.reads().items():
             needed = sorted({where[name] for name in names})
             module.register_forward_pre_hook(self._before(needed))
-
-    @torch.no_grad()
-    def _lay_out(self, bucket: Bucket, dtype: torch.dtype) -> None:
-        """Move a bucket's parameters into one buffer, and keep this rank's part in float32."""
-        device = self.parameters[next(iter(bucket.spans))].device
-        whole = torch.zeros(bucket.size, dtype=torch.float32, device=device)
-        for name, (start, stop) in bucket.spans.items():
-            whole[start:stop] = self.parameters[name].flatten()
-        flat = whole.to(dtype)
-        mine = self._cut(whole) if dtype == torch.float32 else self._cut(whole).clone()
-        for name, (start, stop) in bucket.spans.items():
-            self.parameters[name].data = flat[start:stop].view(self.shapes[name])
-        self.masters |= self._parts(bucket, mine)
-        self._flat.append(flat)
-        self._mine.append(mine)
 
     def _cut(self, flat: Tensor) -> Tensor:
         """This rank's equal part of a bucket."""

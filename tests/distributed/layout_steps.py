@@ -26,7 +26,7 @@ from picotron_core.engine.state import TrainState, new_state
 from picotron_core.engine.step import batch_loss, part_of, train_step
 from picotron_core.hardware import look
 from picotron_core.model.architecture import Architecture
-from picotron_core.model.init import initialise
+from picotron_core.model.init import drawn
 from picotron_core.model.llama import Llama
 from picotron_core.model.requests import requests
 from picotron_core.ops import Ops
@@ -145,11 +145,14 @@ def train(layout: dict[str, Any], ranks: Ranks, output: Path) -> dict[str, objec
     backends = layout.get("backends", "naive-math")
     ops = bound_ops(model_of, ranks.world, context=settings.cp, backends=backends)
     mesh = ranks.mesh(settings)
-    model = Llama(model_of, ops)
-    initialise(model, seed=1)
+    with torch.device("meta"):
+        model = Llama(model_of, ops)
+    first = drawn(model, seed=1)
     dtype = getattr(torch, layout.get("dtype", "float32"))
     reduce = getattr(torch, layout.get("reduce", "float32"))
-    weights, parts = parallelize(model, settings, mesh, device=CPU, dtype=dtype, reduce=reduce)
+    weights, parts = parallelize(
+        model, settings, mesh, device=CPU, dtype=dtype, values=first, reduce=reduce
+    )
     state = new_state(model, weights, parts)
     facts = Facts(data="", eos_id=0, seed=0, global_batch=GLOBAL_BATCH, seq_len=8)
     folder = output.with_suffix("") / "checkpoints"

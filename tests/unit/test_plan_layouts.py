@@ -20,6 +20,7 @@ from picotron_core.engine.state import new_state
 from picotron_core.engine.step import part_of, train_step
 from picotron_core.hardware import look
 from picotron_core.model.architecture import Architecture
+from picotron_core.model.init import drawn
 from picotron_core.model.llama import Llama
 from picotron_core.model.requests import requests
 from picotron_core.ops import Ops
@@ -131,8 +132,17 @@ def measured_peak(work, whole, ops, stage):
 
     def train():
         dtype, reduce = getattr(torch, work.dtype), getattr(torch, work.reduce_dtype)
-        model = Llama(whole, ops)
-        weights, layout = parallelize(model, degrees, mesh, device=CPU, dtype=dtype, reduce=reduce)
+        with torch.device("meta"):
+            model = Llama(whole, ops)
+        weights, layout = parallelize(
+            model,
+            degrees,
+            mesh,
+            device=CPU,
+            dtype=dtype,
+            values=drawn(model, 0),
+            reduce=reduce,
+        )
         state = new_state(model, weights, layout)
         for _ in range(2):
             train_step(state, batches(), ops, lr=1e-4, train=Train())
@@ -156,6 +166,7 @@ def measured_peak(work, whole, ops, stage):
         ("weights", {"pp": 2, "zero": 1}, 4, 4, "bfloat16"),
         ("deep", {"pp": 3, "schedule": "interleaved"}, 3, 3, "float32"),
         ("deep", {"cp": 2}, 2, 1, "float32"),
+        ("weights", {"pp": 2, "cp": 2, "tp": 2, "sequence": True, "zero": 1}, 8, 4, "float32"),
     ],
 )
 def test_the_peak_of_a_rank_of_any_layout(shape, parallel, ranks, accumulation, dtype):

@@ -12,6 +12,7 @@ from small_state import saver, state_at
 
 from picotron_core.checkpoint import interval as intervals
 from picotron_core.checkpoint import save as saves
+from picotron_core.checkpoint import task as tasks
 from picotron_core.checkpoint.disk import Disk
 from picotron_core.checkpoint.interval import Interval
 from picotron_core.checkpoint.load import find_checkpoint, load
@@ -213,7 +214,8 @@ def test_a_save_is_done_before_older_ones_are_looked_at(tmp_path, monkeypatch):
 
 def test_steps_between_are_no_time_of_writing(tmp_path, monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(saves, "time", clock)
+    for module in (saves, tasks):
+        monkeypatch.setattr(module, "time", clock)
     saving = saver(state_at(1), tmp_path)
     saving.start()
     while saving.under_way:
