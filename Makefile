@@ -32,7 +32,8 @@ meta: .venv/dev  ## the suite against all wrong and right kernels: about an hour
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/meta --meta-all
 
 parity: .venv/dev  ## every layout of up to eight ranks against the run of one process: some hours
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/distributed/test_layouts.py --all-layouts
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/distributed/test_layouts.py \
+		tests/distributed/test_resharding.py --all-layouts
 
 failures: .venv/dev  ## a rank killed, stopped or raising, wherever it may be: a quarter of an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/reliability/test_ranks_that_fail.py --every-failure

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -49,7 +50,9 @@ class Decoder(nn.Module):
     def __init__(self, architecture: Architecture, ops: Ops) -> None:
         super().__init__()
         E = architecture.hidden_size
-        self.embed_tokens = nn.Embedding(architecture.vocab_size, E)
+        # Not drawn: on the meta device torch would load its compiler for that, for three seconds.
+        zeros = torch.zeros(architecture.vocab_size, E)
+        self.embed_tokens = nn.Embedding.from_pretrained(zeros, freeze=False)
         self.embed: Embed = embed
         self.last = architecture.num_hidden_layers - 1
         self.layers = nn.ModuleDict(
@@ -78,7 +81,7 @@ class Decoder(nn.Module):
 class Llama(nn.Module):
     """A Llama whose parameters bear Hugging Face's names and whose hot ops are `ops`'.
 
-    A new one holds torch's default values: follow it with `initialise` or `load_weights`. Under
+    A new one holds no values to train from: follow it with `initialise` or `load_weights`. Under
     `torch.device("meta")` it takes no memory until `.to_empty(device=...)`, or `init.put` for
     each parameter. It may be cast to bfloat16 as a whole; the rotary tables stay float32.
 

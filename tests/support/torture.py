@@ -12,7 +12,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import forge
 import matplotlib.figure
+from forked import fork_ranks
 
 from picotron_core import cli
 from picotron_core.cli import app, job, train
@@ -32,29 +32,12 @@ job.matrix_product_rate = lambda *_: 1e12  # only for MFU, and half a second of 
 
 def start(arguments: Sequence[str], ranks: int, log: Path) -> list[int]:
     """The ranks' process ids."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    found = []
-    for rank in range(ranks):
-        child = os.fork()
-        if child == 0:
-            out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(out, 1)
-            os.dup2(out, 2)
-            os.environ |= {
-                **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)},
-                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
-            }
-            sys.argv = ["picotron", "train", *arguments]
-            try:
-                cli.main()
-            except SystemExit as end:
-                sys.stdout.flush()
-                os._exit(int(end.code or 0))
-            os._exit(99)
-        found.append(child)
-    return found
+
+    def train_rank() -> None:
+        sys.argv = ["picotron", "train", *arguments]
+        cli.main()
+
+    return fork_ranks(ranks, train_rank, log)
 
 
 def wait(children: list[int], until: float, run: Path, *, saves: int = 0) -> list[int]:

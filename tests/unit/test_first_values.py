@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,3 +120,20 @@ def test_a_rank_never_holds_the_whole_model():
         # One parameter as it is drawn, and twice more as it is cut, or laid out.
         assert peak < sum(kept) + 3 * largest + 2**20, parallel
     assert 4 * of.num_parameters > 5 * largest  # or it would show nothing
+
+
+def test_to_build_on_meta_does_not_load_torchs_compiler():
+    """Which takes three seconds, of every rank's start."""
+    here = str(Path(__file__).parent)
+    script = (
+        f"import sys; sys.path.insert(0, {here!r})\n"
+        "from test_first_values import architecture, begin, drawn, on_meta, Parallel\n"
+        "before = 'torch._dynamo' in sys.modules\n"
+        "model = on_meta(architecture())\n"
+        "begin(model, Parallel(tp=2), rank=1, ranks=2, values=drawn(model, 0))\n"
+        "print(before, 'torch._dynamo' in sys.modules)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert result.stdout == "False False\n", result.stderr
