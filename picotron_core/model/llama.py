@@ -52,7 +52,7 @@ class Decoder(nn.Module):
         E = architecture.hidden_size
         # Not drawn: on the meta device torch would load its compiler for that, for three seconds.
         zeros = torch.zeros(architecture.vocab_size, E)
-        self.embed_tokens = nn.Embedding.from_pretrained(zeros, freeze=False)
+        self.embed_tokens = nn.Embedding(architecture.vocab_size, E, _weight=zeros)
         self.embed: Embed = embed
         self.last = architecture.num_hidden_layers - 1
         self.layers = nn.ModuleDict(
