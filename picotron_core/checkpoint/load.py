@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from picotron_core.checkpoint.commit import listed, refuse_other_step
+from picotron_core.checkpoint.content import file_of
 from picotron_core.checkpoint.header import FLOAT32_BYTES, LIMIT, MASTER, Header, decode
 from picotron_core.checkpoint.manifest import MANIFEST, Manifest, encode, read_manifest, verify
 from picotron_core.checkpoint.pieces import held, numbers_of, tensors
@@ -217,7 +218,7 @@ def _fill(state: TrainState, checkpoint: Checkpoint) -> None:
     state.step, state.tokens = manifest.step, manifest.tokens
     if state.loss_scale and manifest.loss_scale:
         state.loss_scale = replace(state.loss_scale, **manifest.loss_scale.model_dump())
-    own = f"rank-{state.layout.mesh.world.index:05d}.safetensors"
+    own = file_of(state.layout.mesh.world.index)
     if own in checkpoint.headers:
         try:
             set_rng_states(state, checkpoint.headers[own].notes)

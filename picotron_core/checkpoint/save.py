@@ -23,7 +23,6 @@ from typing import Literal
 
 import torch
 
-from picotron_core.checkpoint import header as headers
 from picotron_core.checkpoint.commit import (
     commit,
     discard,
@@ -32,11 +31,10 @@ from picotron_core.checkpoint.commit import (
     sweep,
     temporary_of,
 )
+from picotron_core.checkpoint.content import content, file_of, manifest_of
 from picotron_core.checkpoint.disk import Disk
 from picotron_core.checkpoint.header import FLOAT32_BYTES
-from picotron_core.checkpoint.manifest import Facts, FileEntry, Manifest, Scale
-from picotron_core.checkpoint.pieces import degrees_of, held, numbers_of, tensors, written
-from picotron_core.checkpoint.rng import rng_states
+from picotron_core.checkpoint.manifest import Facts, FileEntry, Manifest
 from picotron_core.checkpoint.snapshot import Snapshot
 from picotron_core.checkpoint.task import Outcome, Task
 from picotron_core.checkpoint.write import write_file
@@ -135,44 +133,41 @@ class Saver:
                 f"being written ({self.skipped} skipped so far)"
             )
             return False
-        begin = time.monotonic()
+        begin, held_s = time.monotonic(), self.held_s
         state = self.state
         state.weights.wait()
-        manifest = self._manifest()
-        mine, whole = written(state), held(state)
-        kinds = [kind for kind, _ in tensors(state)]
-        head = headers.encode(mine, kinds, shapes=state.layout.shapes, notes=rng_states(state))
-        views = [
-            numbers_of(of[name], whole[name], piece)
-            for _, of in tensors(state)
-            for name, piece in mine.items()
-        ]
+        head, numbers = content(state)
         self._tried += 1
         folder = temporary_of(self.checkpoints, state.step, self._run, self._tried)
-        copied = self._snapshot.take(views, ranks_here=self._ranks_here)
+        copied = self._snapshot.take(numbers, ranks_here=self._ranks_here)
+        # Where one rank must wait for its disk all do: in the next step's collectives they would,
+        # after `run.timeout_s`, take it for dead.
+        (all_wait,) = self._move_on(not copied)
 
         def write() -> str:
             self.disk.make_folder(folder)
-            numbers = [self._snapshot.wait()] if copied else views
-            path = folder / f"rank-{self.world.rank:05d}.safetensors"
-            limit = self.max_mb_per_s if copied else 0.0  # training waits: as fast as it can be
+            of_step = [self._snapshot.wait()] if copied else numbers
+            path = folder / file_of(self.world.rank)
+            limit = 0.0 if all_wait else self.max_mb_per_s
             entry = write_file(
-                self.disk, path, head, numbers, max_mb_per_s=limit, hurry=self._hurry
+                self.disk, path, head, of_step, max_mb_per_s=limit, hurry=self._hurry
             )
             return entry.model_dump_json()
 
-        self._flight = Flight(
+        flight = self._flight = Flight(
             number=self._tried,
             folder=folder,
-            manifest=manifest,
+            manifest=manifest_of(state, self.facts),
             task=Task(write),
             seconds=time.monotonic() - begin,
-            held_s=self.held_s,
+            held_s=held_s,
         )
-        if not copied:
-            log.warning("too little memory to copy the state: training waits for the disk")
-            self._flight.task.join()
-        self.held_s += time.monotonic() - begin
+        if all_wait:
+            self._warn("too little memory to copy the state: training waits for the disk")
+            while self._flight and flight.stage == "write":
+                flight.task.join(LOOK_S)
+                self._move_on()
+        self.held_s = held_s + time.monotonic() - begin
         return True
 
     def boundary(self, *mine: bool) -> tuple[bool, ...]:
@@ -266,7 +261,7 @@ class Saver:
             self._missed(flight, f"{why}{where}")
         elif flight.stage == "write":
             files = {
-                f"rank-{rank:05d}.safetensors": FileEntry.model_validate_json(outcome.answer)
+                file_of(rank): FileEntry.model_validate_json(outcome.answer)
                 for rank, outcome in enumerate(outcomes)
             }
             flight.manifest = flight.manifest.model_copy(update={"files": files})
@@ -317,19 +312,4 @@ class Saver:
         return NotSavedError(
             f"Cannot write the checkpoint {self._why}. Saves that failed in a row: {self.misses}. "
             "Free space or give another --run.dir; earlier checkpoints are untouched."
-        )
-
-    def _manifest(self) -> Manifest:
-        state = self.state
-        scale = asdict(state.loss_scale) if state.loss_scale else None
-        return Manifest(
-            step=state.step,
-            tokens=state.tokens,
-            samples=state.step * self.facts.global_batch,
-            facts=self.facts,
-            layout=degrees_of(state),
-            loss_scale=Scale(**{k: scale[k] for k in Scale.model_fields}) if scale else None,
-            parameters={name: list(shape) for name, shape in state.layout.shapes.items()},
-            kinds=[kind for kind, _ in tensors(state)],
-            files={},
         )

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from picotron_core.checkpoint import header as headers
 from picotron_core.checkpoint.commit import commit
+from picotron_core.checkpoint.content import content, file_of, manifest_of
 from picotron_core.checkpoint.disk import Disk
 from picotron_core.checkpoint.load import open_checkpoint
-from picotron_core.checkpoint.manifest import Facts, Manifest
-from picotron_core.checkpoint.pieces import degrees_of, held, numbers_of, tensors, written
+from picotron_core.checkpoint.manifest import Facts
+from picotron_core.checkpoint.pieces import held, tensors
 from picotron_core.checkpoint.write import write_file
 from picotron_core.engine.state import TrainState
 from picotron_core.model.architecture import Architecture
@@ -117,26 +117,9 @@ def write(layout: str, checkpoints: Path) -> Path:
     disk.make_folder(temporary)
     for rank in range(LAYOUTS[layout][0]):
         state = state_of(layout, rank)
-        whole, mine = held(state), written(state)
-        head = headers.encode(mine, KINDS, shapes=state.layout.shapes, notes={})
-        numbers = [
-            numbers_of(of[name], whole[name], piece)
-            for _, of in tensors(state)
-            for name, piece in mine.items()
-        ]
-        name = f"rank-{rank:05d}.safetensors"
-        files[name] = write_file(disk, temporary / name, head, numbers)
-    manifest = Manifest(
-        step=7,
-        tokens=9,
-        samples=28,
-        facts=FACTS,
-        layout=degrees_of(state),
-        loss_scale=None,
-        parameters={name: list(shape) for name, shape in state.layout.shapes.items()},
-        kinds=list(KINDS),
-        files=files,
-    )
+        head, numbers = content(state)
+        files[file_of(rank)] = write_file(disk, temporary / file_of(rank), head, numbers)
+    manifest = manifest_of(state, FACTS).model_copy(update={"files": files})
     final = checkpoints / "step-00000007"
     commit(disk, temporary, final, manifest)
     return final
