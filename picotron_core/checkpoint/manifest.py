@@ -110,6 +110,11 @@ class Manifest(Strict):
     def bytes(self) -> int:
         return sum(entry.bytes for entry in self.files.values())
 
+    @property
+    def skips(self) -> int:
+        """Updates that float16 had skipped since the step."""
+        return self.loss_scale.skips if self.loss_scale else 0
+
 
 def encode(manifest: Manifest) -> bytes:
     """The manifest's file, with a checksum of its own.

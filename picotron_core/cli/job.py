@@ -11,7 +11,9 @@ from pathlib import Path
 
 import torch
 
+from picotron_core.checkpoint.commit import listed
 from picotron_core.cli.console import View
+from picotron_core.cli.first_state import first_state
 from picotron_core.cli.model import architecture_of
 from picotron_core.cli.resume import find, restore
 from picotron_core.cli.selection import (
@@ -27,17 +29,12 @@ from picotron_core.data.loader import num_windows
 from picotron_core.data.token_cache import prepare
 from picotron_core.data.tokens import Tokens
 from picotron_core.engine import run_directory
-from picotron_core.engine.loss_scale import LossScale
 from picotron_core.engine.metrics import matrix_product_rate
 from picotron_core.engine.run_directory import RunDirectory
-from picotron_core.engine.state import TrainState, new_state
+from picotron_core.engine.state import TrainState
 from picotron_core.engine.trace import Trace
 from picotron_core.errors import ConfigError
 from picotron_core.hardware import Device, stand_in
-from picotron_core.model.architecture import Architecture
-from picotron_core.model.init import Values, drawn
-from picotron_core.model.llama import Llama
-from picotron_core.model.pretrained import stored_weights
 from picotron_core.ops import Comm, Ops
 from picotron_core.parallel.agreement import (
     agree,
@@ -46,8 +43,8 @@ from picotron_core.parallel.agreement import (
     devices_of_all,
     evidence_of_all,
 )
-from picotron_core.parallel.mesh import Mesh, make_mesh
-from picotron_core.parallel.parallelize import idle_settings, parallelize, refuse_layout
+from picotron_core.parallel.mesh import make_mesh
+from picotron_core.parallel.parallelize import idle_settings, refuse_layout
 from picotron_core.parallel.timeline import Span, no_span
 from picotron_core.parallel.watchdog import TRANSPORT_S
 from picotron_core.parallel.world import World
@@ -189,7 +186,8 @@ def prepare_job(
         if resume and found:
             found = restore(state, found, resume[1], selections, device, world)
         if world.is_first:
-            run_directory.rewind_metrics(run, state.step)
+            skips = found.manifest.skips if found else 0
+            run_directory.rewind_metrics(run, state.step, skips=skips)
             _write_down(run, config, tokens, selections, device)
         rate = matrix_product_rate(dtype, place)
         view.present(tokens, architecture, selections, run, rate)
@@ -228,7 +226,7 @@ def _begun(config: Config, world: World) -> tuple[RunDirectory, Path] | None:
     if not config.run.name:
         raise ConfigError("run.resume goes on with the run of a name: give it by --run.name.")
     path = Path(config.run.dir).expanduser() / config.run.name
-    saved = world.share("begun", lambda: str(any(path.glob("checkpoints/step-*"))))
+    saved = world.share("begun", lambda: str(bool(listed(path / "checkpoints"))))
     return (RunDirectory(path), path) if saved == "True" else None
 
 
@@ -262,55 +260,6 @@ def _prepare_tokens(config: Config, world: World, view: View) -> Tokens:
     for ids in (tokens.train, tokens.validation):  # now, not at the first evaluation
         num_windows(ids, data.seq_len)
     return tokens
-
-
-def _values(config: Config, model: Llama) -> Values:
-    """What the whole model's parameters begin with."""
-    if config.model.path and config.model.pretrained:
-        return stored_weights(model, config.model.path)
-    return drawn(model, config.train.seed)
-
-
-def first_state(
-    config: Config,
-    architecture: Architecture,
-    precision: Precision,
-    ops: Ops,
-    mesh: Mesh,
-    device: torch.device,
-    trace: Trace | None = None,
-) -> TrainState:
-    """This rank's part at step 0."""
-    with torch.device("meta"):  # a rank never holds the whole
-        model = Llama(architecture, ops)
-    dtype, reduce = getattr(torch, precision.compute), getattr(torch, precision.reduce)
-    weights, layout = parallelize(
-        model,
-        config.parallel,
-        mesh,
-        device=device,
-        dtype=dtype,
-        values=_values(config, model),
-        reduce=reduce,
-        span=trace.timeline.span if trace else no_span,
-    )
-    if trace:
-        trace.watch_model(model, mesh, config.parallel)
-    seed = config.train.seed + mesh.world.index
-    torch.manual_seed(seed)  # a plugin may draw: the same every time
-    state = new_state(model, weights, layout)
-    state.loss_scale = _loss_scale(config, precision, mesh)
-    return state
-
-
-def _loss_scale(config: Config, precision: Precision, mesh: Mesh) -> LossScale | None:
-    if not precision.scales_loss:
-        return None
-    train = config.train
-    samples = train.micro_batch * train.accumulation * mesh.dp.size
-    return LossScale(
-        value=train.loss_scale, tokens=samples * config.data.seq_len, growth=train.loss_scale_growth
-    )
 
 
 def _write_down(

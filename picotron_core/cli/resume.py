@@ -6,6 +6,7 @@ import logging
 import re
 from pathlib import Path
 
+from picotron_core.checkpoint.commit import listed
 from picotron_core.checkpoint.load import Checkpoint, find_checkpoint, load_newest
 from picotron_core.checkpoint.manifest import Backend, Manifest
 from picotron_core.checkpoint.pieces import degrees_of
@@ -30,7 +31,7 @@ def find_run(wish: str, runs: str) -> tuple[RunDirectory, Path]:
     """
     if wish == "auto":
         configs = Path(runs).expanduser().glob("*/config.toml")
-        saved = [path for path in configs if any(path.parent.glob("checkpoints/step-*"))]
+        saved = [path for path in configs if listed(path.parent / "checkpoints")]
         newest = max(saved, key=lambda path: path.stat().st_mtime, default=None)
         if newest is None:
             raise ConfigError(f"--resume auto: no run in {runs}/ has a checkpoint to go on from.")

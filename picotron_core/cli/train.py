@@ -18,6 +18,7 @@ from picotron_core.cli import INTERRUPTED
 from picotron_core.cli.console import View, open_view
 from picotron_core.cli.generate import write_text
 from picotron_core.cli.job import Job, prepare_job
+from picotron_core.cli.launch import tell
 from picotron_core.cli.resume import backends_of, device_name
 from picotron_core.cli.stop import REQUEUE, Stop, listening, seconds_of
 from picotron_core.config import Settings
@@ -69,6 +70,7 @@ def run_training(settings: Settings, *, resume: tuple[RunDirectory, Path] | None
         job.ops.comm.stop()
     if not world.is_first:
         return code
+    tell(code)
     if code and not job.state.step:
         print("Stopped before the first step, nothing to save yet. Start the same command again.")
         return code
@@ -115,7 +117,8 @@ def _go_back(job: Job, saver: Saver, loaded: int, error: NotFiniteError) -> None
     saver.saved = job.state.step
     saver.sound = {loaded_now.folder.name}
     if job.world.is_first:
-        run_directory.rewind_metrics(job.run, job.state.step)
+        skips = loaded_now.manifest.skips
+        run_directory.rewind_metrics(job.run, job.state.step, skips=skips)
 
 
 def _loop(job: Job, view: View, stop: Stop, saver: Saver) -> int:

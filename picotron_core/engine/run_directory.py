@@ -214,9 +214,19 @@ def read_metrics(run: RunDirectory) -> Iterator[dict[str, Any]]:
             ) from None
 
 
-def rewind_metrics(run: RunDirectory, step: int) -> None:
-    """Drop what was measured after `step`: resumed from there, those steps are done again."""
-    kept = [line for line in read_metrics(run) if line["step"] <= step]
+def rewind_metrics(run: RunDirectory, step: int, *, skips: int = 0) -> None:
+    """Drop what was measured after `step`: resumed from there, those steps are done again.
+
+    Args:
+        skips: updates that float16 had skipped since that step when it was saved; those skipped
+            later will be so once more.
+    """
+    kept = []
+    for line in read_metrics(run):
+        if line["step"] == step and line.get("skipped"):
+            skips -= 1
+        if line["step"] < step or (line["step"] == step and skips >= 0):
+            kept.append(line)
     with _or_run_error(run.metrics):
         replace_text(run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
 

@@ -127,6 +127,19 @@ def test_a_signal_to_the_launcher_saves_once_and_leaves_nobody(tiny, tmp_path, n
     assert gone(pids)
 
 
+def test_a_scheduler_is_not_asked_to_start_again_what_could_not_be_saved(tiny, tmp_path):
+    """It would, for ever."""
+    more = ["--checkpoint.every", "0", "--checkpoint.max_misses", "1"]
+    launcher = start(tiny, tmp_path, "--train.steps", "100000", *more)
+    wait_for_steps(launcher, tmp_path)
+    (tmp_path / "two" / "checkpoints").touch()  # no folder can be made there
+    launcher.send_signal(signal.SIGUSR1)
+    out, err = launcher.communicate(timeout=WAIT_S)
+    assert "Cannot write the checkpoint" in err
+    assert "Go on with" not in out
+    assert launcher.returncode == 128 + signal.SIGUSR1
+
+
 def test_what_the_ranks_are_told():
     line = ["train", "a.toml", "--nproc", "4", "--name", "x", "--nproc=2"]
     assert without_nproc(line) == ["train", "a.toml", "--name", "x"]

@@ -1,6 +1,7 @@
 """The run directory's own files: names, metrics that survive a crash, and the picture."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -54,6 +55,16 @@ def test_rewinding_drops_what_came_after(tmp_path):
     lines = list(run_directory.read_metrics(run))
     assert [line["step"] for line in lines] == [1, 2, 2]
     assert "val_loss" in lines[-1]
+
+
+@pytest.mark.parametrize("skips", [0, 1, 2])
+def test_rewinding_keeps_the_skipped_updates_that_were_saved(tmp_path, skips):
+    run = RunDirectory(tmp_path)
+    for number, skipped in [(1, False), (1, True), (2, False), (2, True), (2, True), (3, False)]:
+        run_directory.append_metrics(run, replace(step(number), skipped=skipped))
+    run_directory.rewind_metrics(run, 2, skips=skips)
+    lines = [(line["step"], line["skipped"]) for line in run_directory.read_metrics(run)]
+    assert lines == [(1, False), (1, True), (2, False), *[(2, True)] * skips]
 
 
 def test_a_last_line_cut_short_is_left_out_and_any_other_is_an_error(tmp_path):

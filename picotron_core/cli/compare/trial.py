@@ -10,7 +10,8 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from picotron_core.cli.job import Job, first_state
+from picotron_core.cli.first_state import first_state
+from picotron_core.cli.job import Job
 from picotron_core.cli.plan import work_of
 from picotron_core.data.tokens import Tokens
 from picotron_core.engine.kernel_memory import Work
