@@ -128,6 +128,15 @@ class Ranks:
     world: World
     comm: NotedComm
     meshes: dict[tuple[int, int, int], Mesh] = field(default_factory=dict)
+    bound: dict[tuple[int, str], Ops] = field(default_factory=dict)
+
+    def ops(self, context: int, backends: str) -> Ops:
+        """To bind tries each kernel: once will do, for models that ask the same of them."""
+        key = context, backends
+        if key not in self.bound:
+            model = architecture(tied=True, layers=1)
+            self.bound[key] = bound_ops(model, self.world, context=context, backends=backends)
+        return self.bound[key]
 
     def mesh(self, degrees: Parallel) -> Mesh:
         pp, cp, tp = key = degrees.pp, degrees.cp, degrees.tp
@@ -143,7 +152,7 @@ def train(layout: dict[str, Any], ranks: Ranks, output: Path) -> dict[str, objec
     # Buckets of 4000 numbers: several of them, and one that a large parameter has to itself.
     settings = Parallel.model_validate({"bucket_mb": 0.016, **layout.get("parallel", {})})
     backends = layout.get("backends", "naive-math")
-    ops = bound_ops(model_of, ranks.world, context=settings.cp, backends=backends)
+    ops = ranks.ops(settings.cp, backends)
     mesh = ranks.mesh(settings)
     with torch.device("meta"):
         model = Llama(model_of, ops)

@@ -87,12 +87,19 @@ def all_of(world_size: int, pp: int, cp: int, tp: int) -> Iterator[Layout]:
             "documents": documents,
             # Micro-batches of an interleaved schedule come in groups of pp.
             "accumulation": accumulation * pp if interleaved else accumulation,
-            "layers": 2 * pp if interleaved else max(4, pp),  # two chunks a stage
+            "layers": layers_of(pp, interleaved=interleaved),
             "parallel": {
                 **{"pp": pp, "cp": cp, "tp": tp, "schedule": schedule},
                 **{"zero": zero, "sequence": sequence},
             },
         }
+
+
+def layers_of(pp: int, *, interleaved: bool) -> int:
+    """As few as show it: two chunks a stage, or stages of unequal length where there are few."""
+    if interleaved:
+        return 2 * pp
+    return pp + 1 if pp < 4 else pp
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
