@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check conformance meta parity failures bench format clean torture
+.PHONY: demo test slow check conformance meta parity failures bench format clean torture
 
 demo: .venv/run  ## train a small model on the Python standard library, and read what it writes
 	$(BIN)/picotron train examples/demo.toml
@@ -11,6 +11,9 @@ demo: .venv/run  ## train a small model on the Python standard library, and read
 test: .venv/dev  ## every test, then the suite on every bundled backend
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 	$(BIN)/python -m pytest -q -n 2 --pyargs picotron_conformance --picotron-backend all
+
+slow: .venv/dev  ## what `make test` leaves out: the same with more cases, ten minutes
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow
 
 conformance: .venv/dev  ## the full profile on every bundled backend, its report and its certificate
 	mkdir -p build

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
-import socket
 import subprocess
 import sys
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import forked
 import pytest
 
 Results = list[subprocess.CompletedProcess[str]]
@@ -19,46 +21,46 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def run_ranks() -> Callable[..., Results]:
-    return _run_ranks
-
-
-def _run_ranks(
-    arguments: list[str],
-    world_size: int,
-    *,
-    env: list[dict[str, str]] | None = None,
-    timeout_s: float = 120,
-) -> Results:
+def run_ranks() -> Iterator[Callable[..., Results]]:
     """`python ARGUMENTS` once per rank, with torchrun's variables; waits for all of them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    running = []
-    for rank in range(world_size):
-        variables = {
-            **os.environ,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(world_size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-            **(env[rank] if env else {}),
-        }
-        running.append(
-            subprocess.Popen(
-                [sys.executable, *arguments],
-                env=variables,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    # All at once: a rank whose pipe is full waits for its reader, and the others for it.
-    with ThreadPoolExecutor(world_size) as readers:
-        said = list(readers.map(lambda process: process.communicate(timeout=timeout_s), running))
-    return [
-        subprocess.CompletedProcess(process.args, process.returncode, out, err)
-        for process, (out, err) in zip(running, said, strict=True)
-    ]
+    server = subprocess.Popen(
+        [sys.executable, forked.__file__],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def run(
+        arguments: list[str],
+        world_size: int,
+        *,
+        env: list[dict[str, str]] | None = None,
+        timeout_s: float = 120,
+    ) -> Results:
+        variables = [
+            {**os.environ, "OMP_NUM_THREADS": "1", **of_rank, **(env[rank] if env else {})}
+            for rank, of_rank in enumerate(forked.variables_of(world_size))
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            asked = {
+                **{"arguments": arguments, "variables": variables, "folder": folder},
+                **{"cwd": os.getcwd(), "timeout_s": timeout_s},
+            }
+            assert server.stdin
+            assert server.stdout
+            server.stdin.write(json.dumps(asked) + "\n")
+            server.stdin.flush()
+            codes = json.loads(server.stdout.readline())
+            said = [
+                [(Path(folder) / f"{what}-{rank}").read_text() for what in ("out", "err")]
+                for rank in range(world_size)
+            ]
+        assert None not in codes, f"not done within {timeout_s} s: {codes}, {said}"
+        return [
+            subprocess.CompletedProcess(arguments, code, out, err)
+            for code, (out, err) in zip(codes, said, strict=True)
+        ]
+
+    yield run
+    server.communicate()

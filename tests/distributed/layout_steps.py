@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from picotron_core.checkpoint.commit import folder_of
 from picotron_core.checkpoint.load import open_checkpoint
 from picotron_core.checkpoint.manifest import Facts
 from picotron_core.checkpoint.save import Saver
@@ -168,7 +169,7 @@ def train(layout: dict[str, Any], ranks: Ranks, output: Path) -> dict[str, objec
     saver = Saver(state, folder, facts=facts, keep=2, world=ranks.world)
     tensors = first_gradients(state, mesh, layout, saver)
     losses, norms = [], []
-    for step in range(STEPS):
+    for step in range(layout.get("steps", STEPS)):
         batches = micro_batches(step, mesh, layout)
         ranks.comm.calls.clear()
         result = train_step(state, batches, ops, lr=2e-3, train=Train(clip=0.05))
@@ -177,7 +178,7 @@ def train(layout: dict[str, Any], ranks: Ranks, output: Path) -> dict[str, objec
     weights.wait()
     calls = [asdict(call) for call in ranks.comm.calls]
     tensors |= joined(saver, state)
-    sizes = [file.stat().st_size for file in sorted((folder / "step-00000010").glob("rank-*"))]
+    sizes = [file.stat().st_size for file in sorted(folder_of(folder, state.step).glob("rank-*"))]
     tensors |= {"losses": torch.tensor(losses, dtype=torch.float64)}
     tensors |= {"norms": torch.tensor(norms, dtype=torch.float64)}
     held = sum(moment.numel() for of in state.moments.values() for moment in of.values())

@@ -141,7 +141,7 @@ def peak_of(attention: Any, *, tokens: int) -> int:
         torch.autograd.grad(out, leaves, out.detach())
 
     # The least of some: on a busy machine a transport's thread lets go of its buffers late.
-    return min(peak_bytes(forward_and_backward, CPU) for _ in range(4))
+    return min(peak_bytes(forward_and_backward, CPU) for _ in range(2))
 
 
 if __name__ == "__main__":

@@ -117,4 +117,4 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--every-failure", action="store_true", help="every way in which a rank may be lost"
     )
-    parser.addoption("--kills", type=int, default=5, help="test_torture: how often each run is.")
+    parser.addoption("--kills", type=int, default=10, help="test_torture: how often each run is.")

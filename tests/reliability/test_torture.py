@@ -17,7 +17,7 @@ SCRIPT = Path(forge.__file__).with_name("torture.py")
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_were_not(
     request, tiny, tmp_path, ranks
 ):
-    kills = request.config.getoption("--kills", default=10)
+    kills = request.config.getoption("--kills")
     more = ["--train.dtype", "float16", "--backends", "naive-math", "--parallel.zero", "1"]
     command = [
         sys.executable,

@@ -153,16 +153,27 @@ def check(work, backends):
     assert foretold.total == pytest.approx(measured, rel=TOLERANCE), foretold
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("backends", ["naive-math", LEAN, NAIVE_LOSS])
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, "float32") for name in SHAPES),
+        ("weights", "bfloat16"),  # whose copies of the weights show most
+        *(pytest.param(n, "bfloat16", marks=pytest.mark.slow) for n in SHAPES if n != "weights"),
+    ],
+)
 def test_the_peak_of_a_real_step(name, backends, dtype):
     masked = name in ("grouped", "wide heads")
     check(work_of(SHAPES[name], dtype=dtype, backends=backends, document_mask=masked), backends)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    ("tied", "dtype"),
+    [
+        *[(True, "float32"), (False, "float32"), (True, "bfloat16")],
+        pytest.param(False, "bfloat16", marks=pytest.mark.slow),
+    ],
+)
 def test_accumulated_gradients_are_there_all_the_time(tied, dtype):
     a, micro_batch, seq_len = SHAPES["weights"]
     shape = replace(a, tie_word_embeddings=tied), micro_batch, seq_len

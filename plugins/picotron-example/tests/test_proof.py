@@ -136,6 +136,7 @@ def test_no_part_of_a_profile_earns_a_certificate(author):
     assert not (author.folder / "cert.json").exists()
 
 
+@pytest.mark.slow
 def test_a_whole_full_profile_earns_one_that_holds_until_the_kernel_changes(author):
     result = author.prove(
         *("-q", "--picotron-backend", KEY, "--picotron-profile", "full", "-n", "2"),
