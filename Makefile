@@ -9,7 +9,7 @@ demo: .venv/run  ## train a small model on the Python standard library, and read
 	$(BIN)/picotron train examples/demo.toml
 
 test: .venv/dev  ## every test, then the suite on every bundled backend
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+	$(BIN)/python -m pytest -q -n 3 --dist worksteal
 	$(BIN)/python -m pytest -q -n 2 --pyargs picotron_conformance --picotron-backend all
 
 slow: .venv/dev  ## what `make test` leaves out: the same with more cases, ten minutes

@@ -23,7 +23,7 @@ def folder_of(checkpoints: Path, step: int) -> Path:
 def temporary_of(checkpoints: Path, step: int, run: str, number: int) -> Path:
     """Args:
     run: this process's own word: ranks of a killed run may still be writing.
-    number: of the save: other ranks may begin the next before what this one left is removed.
+    number: of the save, of those of one step that are tried one after the other.
     """
     return checkpoints / f"{TEMPORARY}step-{step:08d}-{run}-{number}"
 

@@ -139,14 +139,18 @@ class Saver:
         head, numbers = content(state)
         self._tried += 1
         folder = temporary_of(self.checkpoints, state.step, self._run, self._tried)
-        copied = self._snapshot.take(numbers, ranks_here=self._ranks_here)
+        has_room = self._snapshot.make_room(numbers, ranks_here=self._ranks_here)
         # Where one rank must wait for its disk all do: in the next step's collectives they would,
         # after `run.timeout_s`, take it for dead.
-        (all_wait,) = self._move_on(not copied)
+        (all_wait,) = self._move_on(not has_room)
+        if all_wait:
+            self._snapshot.give_back()  # or it would lack what the others hold for nothing
+        else:
+            self._snapshot.take(numbers)
 
         def write() -> str:
             self.disk.make_folder(folder)
-            of_step = [self._snapshot.wait()] if copied else numbers
+            of_step = numbers if all_wait else [self._snapshot.wait()]
             path = folder / file_of(self.world.rank)
             limit = 0.0 if all_wait else self.max_mb_per_s
             entry = write_file(
@@ -220,7 +224,7 @@ class Saver:
         world = self.state.layout.mesh.world
         device = self.state.device if world.size > 1 else None  # alone there is nothing to wait for
         flags = torch.tensor([float(flag) for flag in (busy, *mine)], device=device)
-        # over all ranks: all_reduce(max), the one word that a step costs
+        # over all ranks: all_reduce(max), the one word that a step costs, and a save
         world.all_reduce(flags, op="max")
         with world.watchdog.waiting("all_reduce over world"):  # a wait for the device
             busy, *said = (bool(flag) for flag in flags.tolist())

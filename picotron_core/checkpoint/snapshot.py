@@ -18,32 +18,42 @@ class Snapshot:
         self.buffer: Tensor | None = None
         self._copied: torch.cuda.Event | None = None
 
-    def take(self, tensors: Sequence[Tensor], *, ranks_here: int) -> bool:
-        """Copy flat float32 tensors, end to end. False, and nothing is done, where there is no
-        memory for it. On CUDA the copy is on its way: later kernels wait for it, not this call.
+    def make_room(self, tensors: Sequence[Tensor], *, ranks_here: int) -> bool:
+        """Have the buffer for flat float32 tensors; False where there is no memory for it.
 
         Args:
             ranks_here: ranks of this machine, which all are about to take as much.
         """
         size = sum(tensor.numel() for tensor in tensors)
-        cuda = tensors[0].is_cuda if tensors else False
-        if self.buffer is None or len(self.buffer) != size:
-            self.buffer = None
-            free = available_bytes()
-            if free is not None and free < ranks_here * (4 * size + MARGIN):
-                return False
-            try:
-                self.buffer = torch.empty(size, dtype=torch.float32, pin_memory=cuda)
-            except (RuntimeError, MemoryError):  # pinned memory has limits of its own
-                return False
+        if self.buffer is not None and len(self.buffer) == size:
+            return True
+        self.buffer = None
+        free = available_bytes()
+        if free is not None and free < ranks_here * (4 * size + MARGIN):
+            return False
+        try:
+            cuda = tensors[0].is_cuda if tensors else False
+            self.buffer = torch.empty(size, dtype=torch.float32, pin_memory=cuda)
+        except (RuntimeError, MemoryError):  # pinned memory has limits of its own
+            return False
+        return True
+
+    def take(self, tensors: Sequence[Tensor]) -> None:
+        """Copy the tensors that there is room for, end to end. On CUDA the copy is on its way:
+        later kernels wait for it, not this call.
+        """
+        assert self.buffer is not None
         end = 0
         for tensor in tensors:
             begin, end = end, end + tensor.numel()
             self.buffer[begin:end].copy_(tensor, non_blocking=True)
-        if cuda:
+        if tensors and tensors[0].is_cuda:
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record(torch.cuda.current_stream(tensors[0].device))
-        return True
+
+    def give_back(self) -> None:
+        """The next save asks for memory anew."""
+        self.buffer = None
 
     def wait(self) -> Tensor:
         """The buffer, once all is in it. Any thread may wait."""

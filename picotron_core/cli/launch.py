@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import uuid
@@ -14,10 +13,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from picotron_core.cli import INTERRUPTED
+from picotron_core.cli.stop import REQUEUE
 from picotron_core.errors import RunError
-from picotron_core.parallel.world import make_ready
+from picotron_core.parallel.world import WORD, make_ready
 
-WORD = "exit-code"  # a file beside the one that torch's launcher gives each rank for its error
 SAVE_S = 600  # Ctrl-C: what a save may take before torch's launcher kills its rank
 
 
@@ -62,19 +61,18 @@ def launch(nproc: int, arguments: Sequence[str]) -> int:
                 raise RunError(f"Rank {rank} died of {name}; the others were stopped.") from None
             return int(failure.exitcode)
         except SignalException as error:
-            number = int(error.sigval)
-            told = [int(path.read_text()) for path in Path(folder).rglob(WORD)]
-            # Where none did they failed, or were killed: nothing for a scheduler to start again.
-            return INTERRUPTED if number == signal.SIGINT else max(told, default=128 + number)
+            if error.sigval == signal.SIGINT:
+                return INTERRUPTED
+            told = {int(path.read_text()) for path in Path(folder).rglob(WORD)}
+            if failed := told - {0, REQUEUE}:
+                return max(failed)
+            if told == {0}:  # they were done
+                return 0
+            # Ranks that say nothing were killed: before they could listen, or in a save that took
+            # too long. What was saved before is gone on from.
+            asked = error.sigval in (signal.SIGTERM, signal.SIGUSR1)
+            return REQUEUE if asked else 128 + int(error.sigval)
     return 0
-
-
-def tell(code: int) -> None:
-    """Leave word of how a rank ends that was asked to stop: of a launcher that passed a signal on,
-    torch does not say how its ranks ended.
-    """
-    if errors := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        Path(errors).with_name(WORD).write_text(str(code))
 
 
 def without_nproc(arguments: Sequence[str]) -> list[str]:

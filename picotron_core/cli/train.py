@@ -18,7 +18,6 @@ from picotron_core.cli import INTERRUPTED
 from picotron_core.cli.console import View, open_view
 from picotron_core.cli.generate import write_text
 from picotron_core.cli.job import Job, prepare_job
-from picotron_core.cli.launch import tell
 from picotron_core.cli.resume import backends_of, device_name
 from picotron_core.cli.stop import REQUEUE, Stop, listening, seconds_of
 from picotron_core.config import Settings
@@ -35,7 +34,7 @@ from picotron_core.errors import (
     PicotronError,
     RunError,
 )
-from picotron_core.parallel.world import join
+from picotron_core.parallel.world import join, leave_word
 from picotron_core.registry.breadcrumb import breadcrumb
 from picotron_core.registry.plugins import notify
 
@@ -62,15 +61,16 @@ def run_training(settings: Settings, *, resume: tuple[RunDirectory, Path] | None
                 stop.prepared = True
                 code = _train(job, view, stop)
             world.leave()
+            leave_word(code)
         except BaseException as error:
             world.watchdog.fail(error)  # before anything that may wait for the others
+            leave_word(getattr(error, "exit_code", 1))
             if job and world.size == 1:
                 job.ops.comm.stop()
             raise
         job.ops.comm.stop()
     if not world.is_first:
         return code
-    tell(code)
     if code and not job.state.step:
         print("Stopped before the first step, nothing to save yet. Start the same command again.")
         return code

@@ -47,12 +47,12 @@ def fill(model: Llama, values: Values) -> None:
 
 
 def put(model: nn.Module, name: str, value: Tensor) -> nn.Parameter:
-    """Replace a parameter, under all its names, by one of the value's shape, dtype and device."""
-    old, new = model.get_parameter(name), nn.Parameter(value)
-    for module in model.modules():
-        for leaf, held in module.named_parameters(recurse=False, remove_duplicate=False):
-            if held is old:
-                module.register_parameter(leaf, new)
+    """Replace a parameter, and what is tied to it, by a value of whatever shape, dtype, device."""
+    owner, _, leaf = name.rpartition(".")
+    new = nn.Parameter(value)
+    model.get_submodule(owner).register_parameter(leaf, new)
+    if isinstance(model, Llama):
+        model.tie()
     return new
 
 

@@ -6,14 +6,17 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from picotron_core.errors import ConfigError, LostRankError, RunError
 from picotron_core.parallel.watchdog import Watchdog
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+WORD = "exit-code"
 POLL_S = 0.5  # the longest between two looks for another rank's word
 TURNS = 8  # questions about the time: the quickest answer counts
 
@@ -109,6 +112,15 @@ class World:
                     raise LostRankError(self.watchdog.explain(what, late=waited > self.timeout_s))
                 time.sleep(min(POLL_S, 0.005 + waited / 10) if pause else 0)
             return bytes(self.store.get(key)).decode()
+
+
+def leave_word(code: int) -> None:
+    """Say how this rank ends, in a file beside the one that its launcher names for its error: of a
+    launcher that a signal ends, torch does not say how the ranks did.
+    """
+    if errors := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        with suppress(OSError):  # a word is not worth a run
+            Path(errors).with_name(WORD).write_text(str(code))
 
 
 def is_rank() -> bool:

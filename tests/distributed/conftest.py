@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import forked
@@ -37,11 +38,17 @@ def run_ranks() -> Iterator[Callable[..., Results]]:
         *,
         env: list[dict[str, str]] | None = None,
         timeout_s: float = 120,
+        strangers: bool = False,
     ) -> Results:
+        """strangers: each is started by itself, with a hash seed of its own, and no fork: what they
+        take from sets comes in another order on each.
+        """
         variables = [
             {**os.environ, "OMP_NUM_THREADS": "1", **of_rank, **(env[rank] if env else {})}
             for rank, of_rank in enumerate(forked.variables_of(world_size))
         ]
+        if strangers:
+            return _started(arguments, variables, timeout_s)
         with tempfile.TemporaryDirectory() as folder:
             asked = {
                 **{"arguments": arguments, "variables": variables, "folder": folder},
@@ -64,3 +71,23 @@ def run_ranks() -> Iterator[Callable[..., Results]]:
 
     yield run
     server.communicate()
+
+
+def _started(arguments: list[str], variables: list[dict[str, str]], timeout_s: float) -> Results:
+    running = [
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            env={**of_rank, "PYTHONHASHSEED": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, of_rank in enumerate(variables)
+    ]
+    # All at once: a rank whose pipe is full waits for its reader, and the others for it.
+    with ThreadPoolExecutor(len(running)) as readers:
+        said = list(readers.map(lambda process: process.communicate(timeout=timeout_s), running))
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        for process, (out, err) in zip(running, said, strict=True)
+    ]

@@ -9,15 +9,15 @@ those checkpoints. Written down: each step's loss, and which samples it read.
 from __future__ import annotations
 
 import json
-import os
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from forked import fork_ranks
+from forked import fork_ranks, wait
 from layout_steps import architecture, bound_ops
 
 from picotron_core.checkpoint.load import find_checkpoint, load_newest
@@ -38,6 +38,7 @@ from picotron_core.registry.plugins import load_registry
 from picotron_core.schema import Config
 
 SAVED, STEPS, GLOBAL_BATCH, T, V = 2, 4, 12, 48, 61
+LIMIT_S = 600  # for the ranks of a launch
 CPU = torch.device("cpu")
 Layouts = dict[str, dict[str, Any]]
 
@@ -172,8 +173,9 @@ def main(folder: Path, by_ranks: dict[str, Layouts]) -> None:
         for ranks, layouts in by_ranks.items():
             log = folder / "log"
             children = fork_ranks(int(ranks), partial(work, folder, layouts, saved), log)
-            codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-            assert not any(codes), log.read_text()[-6000:]
+            end = time.monotonic() + LIMIT_S
+            codes = [wait(child, end) for child in children]
+            assert codes == [0] * len(children), (codes, log.read_text()[-6000:])
 
 
 if __name__ == "__main__":

@@ -34,4 +34,4 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_were_not(
     told = json.loads(result.stdout.splitlines()[-1])
     assert told["kills"] >= kills
     assert told["in_saves"] >= kills // 4
-    assert told["resumed"] >= kills // 2
+    assert told["resumed"] >= kills // 4

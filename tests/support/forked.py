@@ -59,9 +59,7 @@ def _end(code: Any) -> Any:
     import atexit
     import threading
 
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
+    threading._shutdown()
     atexit._run_exitfuncs()
     if isinstance(code, str):
         print(code, file=sys.stderr)
@@ -97,7 +95,7 @@ def serve() -> None:
             for n, variables in enumerate(asked["variables"])
         ]
         end = time.monotonic() + asked["timeout_s"]
-        print(json.dumps([_wait(child, end) for child in children]), flush=True)
+        print(json.dumps([wait(child, end) for child in children]), flush=True)
 
 
 def _script(asked: dict[str, Any]) -> None:
@@ -105,6 +103,7 @@ def _script(asked: dict[str, Any]) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     first, *rest = asked["arguments"]
+    sys.path[0] = asked["cwd"] if first.startswith("-") else str(Path(first).parent)
     if first == "-c":
         sys.argv = ["-c", *rest[1:]]
         exec(rest[0], {"__name__": "__main__"})
@@ -113,19 +112,18 @@ def _script(asked: dict[str, Any]) -> None:
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     else:
         sys.argv = [first, *rest]
-        sys.path[0] = str(Path(first).parent)
         runpy.run_path(first, run_name="__main__")
 
 
-def _wait(child: int, end: float) -> int | None:
-    while time.monotonic() < end:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
+def wait(child: int, end: float) -> int | None:
+    """Its exit code; None if it has not ended by then, and was killed."""
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return None
         time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
+    return os.waitstatus_to_exitcode(ended[1])
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def wait(children: list[int], until: float, run: Path, *, saves: int = 0) -> lis
     codes: list[int] = []
     before = {path.name for path in run.glob("checkpoints/.writing-*")}
     seen = set(before)
-    while len(codes) < len(children):
+    while any(children):  # 0 is one that was waited for
         for place, child in enumerate(children):
             if child:
                 pid, status = os.waitpid(child, os.WNOHANG)

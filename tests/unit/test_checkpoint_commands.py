@@ -79,6 +79,32 @@ def test_what_is_exported_computes_the_same_in_transformers(picotron, tiny, tmp_
     assert picotron("export", "runs/run", "one")[0] == 2  # never over what is there
 
 
+def validation_loss(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return next(line["val_loss"] for line in reversed(lines) if "val_loss" in line)
+
+
+def test_what_is_exported_is_trained_further(picotron, tiny, tmp_path):
+    """Fine-tuning: from the folder's weights, by its tokenizer, with an optimizer of its own."""
+    assert picotron("train", *tiny, "--train.steps", "6", "--name", "run")[0] == 0
+    assert picotron("export", "runs/run", "model", "--shard-mb", "0.05")[0] == 0
+    own = [
+        word
+        for pair in zip(tiny[::2], tiny[1::2], strict=True)
+        if not pair[0].startswith("--model.")
+        for word in pair
+    ]
+    more = ("--model.path", "model", "--train.steps", "1", "--train.lr", "1e-12")
+    code, _, err = picotron("train", *own, *more, "--name", "further")
+    assert (code, err) == (0, "")
+    runs = tmp_path / "runs"
+    found, right = (validation_loss(runs / name) for name in ("further", "run"))
+    assert found == pytest.approx(right, rel=1e-6)
+    code, _, _ = picotron("train", *own, *more, "--model.pretrained", "false", "--name", "afresh")
+    assert code == 0
+    assert abs(validation_loss(runs / "afresh") / right - 1) > 1e-3
+
+
 def test_a_resumed_run_is_verified(picotron, tiny):
     code, out, err = picotron("verify-resume", *tiny, "--steps", "4")
     assert (code, err) == (0, "")

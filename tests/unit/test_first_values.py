@@ -63,41 +63,50 @@ def begin(model, settings, *, rank, ranks, values, dtype=torch.float32):
     return parallelize(model, settings, mesh, device=CPU, dtype=dtype, values=values)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("zero", [0, 1])
 @pytest.mark.parametrize("tied", [False, True])
-def test_every_rank_begins_with_its_part_of_one_processes_values(zero, tied):
+def test_every_rank_begins_with_its_part_of_one_processes_values(zero, tied, dtype):
     of = architecture(tie_word_embeddings=tied)
     whole = Llama(of, no_ops())
     initialise(whole, seed=5)
     settings = Parallel(zero=zero, tp=2, pp=2, bucket_mb=0.004)
     for rank in range(8):
         model = on_meta(of)
-        weights, layout = begin(model, settings, rank=rank, ranks=8, values=drawn(model, 5))
+        values = drawn(model, 5)
+        weights, layout = begin(model, settings, rank=rank, ranks=8, values=values, dtype=dtype)
         if tied and hasattr(model, "lm_head"):
             assert model.lm_head.weight is model.model.embed_tokens.weight
         for name, parameter in model.named_parameters():
             right = part(name, whole.get_parameter(name), layout.mesh.tp)
-            assert torch.equal(parameter, right), (rank, name)
+            assert torch.equal(parameter, right.to(dtype)), (rank, name)
             assert weights.parameters[name] is parameter
         for name, master in weights.masters.items():
             start, stop = weights.span(name)
             right = part(name, whole.get_parameter(name), layout.mesh.tp).flatten()[start:stop]
+            assert master.dtype == torch.float32
             assert torch.equal(master.flatten(), right), (rank, name)
 
 
-def test_a_folders_weights_are_read_into_the_parts(tmp_path):
-    of = architecture(tie_word_embeddings=False)
+@pytest.mark.parametrize("stored_as", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_folders_weights_are_read_into_the_parts(tmp_path, tied, stored_as):
+    of = architecture(tie_word_embeddings=tied)
     whole = Llama(of, no_ops())
     initialise(whole, seed=6)
-    stored = {name: p.detach().bfloat16() for name, p in whole.named_parameters()}
+    stored = {name: p.detach().to(stored_as) for name, p in whole.named_parameters()}
+    if tied:  # as many files have it
+        stored["lm_head.weight"] = stored["model.embed_tokens.weight"].clone()
     save_file(stored, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(of.to_transformers()))
-    model = on_meta(of)
-    values = stored_weights(model, tmp_path)
-    _, layout = begin(model, Parallel(tp=2), rank=1, ranks=2, values=values)
-    for name, parameter in model.named_parameters():
-        assert parameter.dtype == torch.float32
-        assert torch.equal(parameter, part(name, stored[name].float(), layout.mesh.tp)), name
+    settings = Parallel(tp=2, pp=2, zero=1)
+    for rank in range(8):
+        model = on_meta(of)
+        values = stored_weights(model, tmp_path)
+        _, layout = begin(model, settings, rank=rank, ranks=8, values=values)
+        for name, parameter in model.named_parameters():
+            assert parameter.dtype == torch.float32
+            assert torch.equal(parameter, part(name, stored[name].float(), layout.mesh.tp)), name
 
 
 def test_a_rank_never_holds_the_whole_model():
@@ -117,6 +126,8 @@ def test_a_rank_never_holds_the_whole_model():
 
         peak = peak_bytes(start, CPU)
         assert kept[0] < 2 * of.num_parameters / share + largest
+        sharers = 8 // share if "zero" in parallel else 1
+        assert kept[1] < 4 * of.num_parameters / share / sharers + 0.6 * largest
         # One parameter as it is drawn, and twice more as it is cut, or laid out.
         assert peak < sum(kept) + 3 * largest + 2**20, parallel
     assert 4 * of.num_parameters > 5 * largest  # or it would show nothing

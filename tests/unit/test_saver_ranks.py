@@ -92,14 +92,18 @@ def test_where_one_rank_has_no_memory_for_the_copy_all_wait_and_go_on_speaking(t
         world.gather("ready", "")
         saving = saver_of(world, comm, tmp_path, Held() if world.rank else Disk())
         if world.rank:
-            saving._snapshot.take = lambda *_, **__: False
+            saving._snapshot.make_room = lambda *_, **__: False
         begin(saving, 1)
         written = saving._flight.stage != "write"
+        empty = saving._snapshot.buffer is None
         saving.state.step = 2
         saving.finish()
-        return written, saving.saved
+        if world.rank:
+            del saving._snapshot.make_room  # now it has room
+        begin(saving, 3)
+        return written, empty, saving._snapshot.buffer is None, saving.saved, saving.finish()
 
-    assert on_ranks(2, work) == [(True, 1)] * 2
+    assert on_ranks(2, work) == [(True, True, False, 1, True)] * 2
     assert spoken[0] > 3
     assert caplog.text.count("training waits for the disk") == 1
 
