@@ -74,8 +74,8 @@ def all_of(world_size: int, pp: int, cp: int, tp: int) -> Iterator[Layout]:
         yield {
             "tied": tied,
             "documents": tied == (accumulation == 1),
-            # Micro-batches of an interleaved schedule come in groups of pp.
-            "accumulation": accumulation * pp if interleaved else accumulation,
+            # Micro-batches of an interleaved schedule come in groups of pp: one, or two.
+            "accumulation": min(accumulation, 2) * pp if interleaved else accumulation,
             "layers": layers_of(pp, interleaved=interleaved),
             "parallel": {
                 **{"pp": pp, "cp": cp, "tp": tp, "schedule": schedule},
