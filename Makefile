@@ -27,18 +27,18 @@ check: .venv/dev  ## lint, format, types, import law
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-torture: .venv/dev  ## kill -9 two hundred times, half of them in mid save: half an hour
+torture: .venv/dev  ## kill -9 two hundred times, half of them in mid save: five to ten minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/reliability/test_torture.py --kills 100
 
 meta: .venv/dev  ## the suite against all wrong and right kernels: about an hour, writes docs/kill_matrix.md
 	OMP_NUM_THREADS=1 $(BIN)/python tests/meta/kill_matrix.py
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/meta --meta-all
 
-parity: .venv/dev  ## every layout of up to eight ranks against the run of one process: some hours
+parity: .venv/dev  ## every layout of up to eight ranks against the run of one process: an hour or two
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/distributed/test_layouts.py \
 		tests/distributed/test_resharding.py --all-layouts
 
-failures: .venv/dev  ## a rank killed, stopped or raising, wherever it may be: a quarter of an hour
+failures: .venv/dev  ## a rank killed, stopped or raising, wherever it may be: twenty minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/reliability/test_ranks_that_fail.py --every-failure
 
 bench: .venv/dev  ## benchmarks: compare numbers of one run only
