@@ -13,7 +13,7 @@ from trials import DEATHS, candidate_of, families, first_death, outcomes
 from picotron_core.ops import OPS
 from picotron_core.registry import Backend, Level, kernel_from
 
-EVERY = 8  # of the mutants that are not the first of their kind
+EVERY = 12  # of the mutants that are not the first of their kind
 MATRIX = Path(__file__).parents[2] / "docs" / "kill_matrix.md"
 
 

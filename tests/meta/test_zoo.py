@@ -21,7 +21,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("seed", range(SEEDS if everything else 1))
     if "kept" in metafunc.fixturenames:
         some = ZOO if everything else ZOO[SHARE::SHARE]
-        metafunc.parametrize("kept", some, ids=lambda kept: f"{kept.op}-{kept.name}")
+        slow = [pytest.mark.slow] if not everything else []
+        metafunc.parametrize(
+            "kept",
+            [pytest.param(kept, marks=slow if kept.op == "attention" else []) for kept in some],
+            ids=[f"{kept.op}-{kept.name}" for kept in some],
+        )
 
 
 def _told(accusation: Outcome) -> str:

@@ -181,7 +181,7 @@ def test_accumulated_gradients_are_there_all_the_time(tied, dtype):
         check(work_of(shape, dtype=dtype, backends=backends, accumulation=2), backends)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(
     ("attention", "swiglu"),
