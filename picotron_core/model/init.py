@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -46,14 +46,15 @@ def fill(model: Llama, values: Values) -> None:
         parameter.copy_(values(name))
 
 
-def put(model: nn.Module, name: str, value: Tensor) -> nn.Parameter:
-    """Replace a parameter, and what is tied to it, by a value of whatever shape, dtype, device."""
-    owner, _, leaf = name.rpartition(".")
-    new = nn.Parameter(value)
-    model.get_submodule(owner).register_parameter(leaf, new)
-    if isinstance(model, Llama):
-        model.tie()
-    return new
+def put(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Replace parameters, each under all the names that it has, by others of whatever shape, dtype
+    and device.
+    """
+    new = {model.get_parameter(name): nn.Parameter(value) for name, value in values.items()}
+    for module in model.modules():
+        for leaf, held in list(module.named_parameters(recurse=False)):
+            if held in new:
+                module.register_parameter(leaf, new[held])
 
 
 def initialise(model: Llama, seed: int) -> None:

@@ -82,8 +82,8 @@ class Llama(nn.Module):
     """A Llama whose parameters bear Hugging Face's names and whose hot ops are `ops`'.
 
     A new one holds no values to train from: follow it with `initialise` or `load_weights`. Under
-    `torch.device("meta")` it takes no memory until `.to_empty(device=...)`, or `init.put` for
-    each parameter. It may be cast to bfloat16 as a whole; the rotary tables stay float32.
+    `torch.device("meta")` it takes no memory until `.to_empty(device=...)`, or `init.put`. It may
+    be cast to bfloat16 as a whole; the rotary tables stay float32.
 
     Touvron et al. 2023 (arXiv:2302.13971) section 2.2.
     """

@@ -89,13 +89,13 @@ class Replicas:
         self.reduce = reduce if axis.size > 1 else torch.float32  # alone, nothing travels
         held = dict(model.named_parameters())
         value_of = values or held.__getitem__
-        self.masters: dict[str, Tensor] = {}
-        self.parameters: dict[str, nn.Parameter] = {}
-        for name in held:
-            master = value_of(name).detach().to(device, torch.float32, copy=True)
-            parameter = put(model, name, master.to(dtype))
-            self.parameters[name] = parameter
-            self.masters[name] = parameter if dtype == torch.float32 else master
+        self.masters: dict[str, Tensor] = {
+            name: value_of(name).detach().to(device, torch.float32, copy=True) for name in held
+        }
+        put(model, {name: master.to(dtype) for name, master in self.masters.items()})
+        self.parameters = dict(model.named_parameters())
+        if dtype == torch.float32:
+            self.masters = dict(self.parameters)
         self.buckets = buckets_of(
             {name: master.numel() for name, master in self.masters.items()},
             capacity=capacity if axis.size > 1 else 0,

@@ -117,10 +117,8 @@ def cut_matrices(model: Llama, cuts: Mapping[str, Cut]) -> None:
     Args:
         cuts: of the whole model; a pipeline stage has some of it.
     """
-    for name, parameter in list(model.named_parameters()):
-        if name in cuts:
-            shape = cuts[name].part_shape(parameter.shape)
-            put(model, name, torch.empty(shape, device="meta"))
+    shapes = {n: cuts[n].part_shape(p.shape) for n, p in model.named_parameters() if n in cuts}
+    put(model, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
 
 
 def divide(model: Llama, tp: Axis, *, sequence: bool) -> None:

@@ -54,6 +54,7 @@ class Shards:
         self._flat: list[Tensor] = []  # the parameters, which are views of it
         self._mine: list[Tensor] = []  # this rank's part of the masters
         found: dict[str, Tensor] = {}
+        views: dict[str, Tensor] = {}
         for bucket in self.buckets:
             whole = torch.zeros(bucket.size, dtype=torch.float32, device=device)
             for name, (start, stop) in bucket.spans.items():
@@ -61,10 +62,11 @@ class Shards:
             flat = whole.to(dtype)
             mine = self._cut(whole) if dtype == torch.float32 else self._cut(whole).clone()
             for name, (start, stop) in bucket.spans.items():
-                put(model, name, flat[start:stop].view(self.shapes[name]))
+                views[name] = flat[start:stop].view(self.shapes[name])
             found |= self._parts(bucket, mine)
             self._flat.append(flat)
             self._mine.append(mine)
+        put(model, views)
         self.masters = {name: found[name] for name in sizes if name in found}
         self.parameters = dict(model.named_parameters())
         self._gradients = Gradients(self.parameters, self.buckets, self._scatter)
