@@ -181,19 +181,21 @@ class Saver:
             mine: what this rank wants to know of all, e.g. whether it was asked to stop.
 
         Returns: of each, whether any rank said so.
-        Raises: NotSavedError on all ranks after `max_misses` saves in a row that failed.
         """
-        said = self._move_on(*mine)
-        self._give_up()
-        return said
+        return self._move_on(*mine)
+
+    def give_up(self) -> None:
+        """Raises: NotSavedError on all ranks after `max_misses` saves in a row that failed."""
+        if self.misses >= self.max_misses:
+            raise self._refusal()
 
     def finish(self) -> bool:
         """Wait until nothing is under way. Returns whether the state as it is now is saved.
 
-        Raises: as `boundary`.
+        Raises: as `give_up`.
         """
         self._land()
-        self._give_up()
+        self.give_up()
         return self.saved == self.state.step
 
     def save(self, *, left_s: float = math.inf) -> Path:
@@ -243,10 +245,6 @@ class Saver:
             self._flight.task.join(LOOK_S)
             self._move_on()
         self._hurry.clear()
-
-    def _give_up(self) -> None:
-        if self.misses >= self.max_misses:
-            raise self._refusal()
 
     def _go_on(self, flight: Flight) -> None:
         """All ranks are done with what they did: hear how it went."""

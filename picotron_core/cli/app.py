@@ -89,7 +89,7 @@ def train(
         overrides = [("run.trace", "0"), *overrides]  # what was recorded stays, unless asked anew
         settings = _settings(found[0].config, overrides, backends=backends)
     if nproc > 1:  # only now: a mistake in the settings is told once, and not by every rank
-        return launch(nproc, without_nproc(sys.argv[1:]))
+        return launch(nproc, without_nproc(sys.argv[1:]), settings.config)
     return run_training(settings, resume=found)
 
 
@@ -276,7 +276,7 @@ def compare_dp_zero(
     overrides = [*shorthands(plugin, device, data), *overrides]
     settings = _settings(config, overrides, backends=backends)
     if nproc or not is_rank():
-        return launch(nproc or 2, without_nproc(sys.argv[1:]))
+        return launch(nproc or 2, without_nproc(sys.argv[1:]), settings.config)
     return compare_dp_zero(settings, steps=steps, output=json)
 
 

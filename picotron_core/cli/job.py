@@ -14,7 +14,7 @@ import torch
 from picotron_core.checkpoint.commit import listed
 from picotron_core.cli.console import View
 from picotron_core.cli.first_state import first_state
-from picotron_core.cli.model import architecture_of
+from picotron_core.cli.model import architecture_of, draft_of, replicas_of
 from picotron_core.cli.resume import find, restore
 from picotron_core.cli.selection import (
     find_device,
@@ -44,7 +44,7 @@ from picotron_core.parallel.agreement import (
     evidence_of_all,
 )
 from picotron_core.parallel.mesh import make_mesh
-from picotron_core.parallel.parallelize import idle_settings, refuse_layout
+from picotron_core.parallel.parallelize import idle_settings
 from picotron_core.parallel.timeline import Span, no_span
 from picotron_core.parallel.watchdog import TRANSPORT_S
 from picotron_core.parallel.world import World
@@ -122,14 +122,7 @@ def prepare_job(
         reduce=config.train.reduce_dtype,
     )
     # A wish that cannot be met must not cost a tokenisation: the vocabulary decides no backend.
-    draft = architecture_of(config, config.data.vocab_size if not config.model.path else 1)
-    replicas = refuse_layout(
-        config.parallel,
-        draft,
-        world_size=world.size,
-        seq_len=config.data.seq_len,
-        accumulation=config.train.accumulation,
-    )
+    draft, replicas = draft_of(config), replicas_of(config, world.size)
     if world.is_first:
         for idle in idle_settings(config.parallel, replicas=replicas):
             log.warning("%s: it changes nothing here", idle)

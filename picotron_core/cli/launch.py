@@ -13,21 +13,28 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from picotron_core.cli import INTERRUPTED
+from picotron_core.cli.model import replicas_of
 from picotron_core.cli.stop import REQUEUE
 from picotron_core.errors import RunError
 from picotron_core.parallel.world import WORD, make_ready
+from picotron_core.schema import Config
 
 SAVE_S = 600  # Ctrl-C: what a save may take before torch's launcher kills its rank
 
 
-def launch(nproc: int, arguments: Sequence[str]) -> int:
+def launch(nproc: int, arguments: Sequence[str], config: Config) -> int:
     """Start `picotron ARGUMENTS` as ranks 0 to N - 1 under torch's elastic launcher, wait for them.
+
+    Args:
+        config: what the arguments say, for a layout that cannot be is told here, once, and not by
+            every rank.
 
     Returns: the exit code of the rank that failed first, that of all that were asked to stop, or 0.
     Raises: RunError where a signal ended it, which it could not say itself; ConfigError under
-        torchrun, which starts ranks of its own.
+        torchrun, which starts ranks of its own, and for that layout.
     """
     make_ready(nproc)
+    replicas_of(config, nproc)
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -39,7 +46,7 @@ def launch(nproc: int, arguments: Sequence[str]) -> int:
         options["shutdown_timeout"] = SAVE_S
         options["signals_to_handle"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
     with TemporaryDirectory(prefix="picotron-") as folder:  # else torch leaves one behind each time
-        config = LaunchConfig(
+        torchs = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
             nproc_per_node=nproc,
@@ -53,7 +60,7 @@ def launch(nproc: int, arguments: Sequence[str]) -> int:
         )
         command = ["-m", "picotron_core.cli", *arguments]
         try:
-            elastic_launch(config, sys.executable)(*command)
+            elastic_launch(torchs, sys.executable)(*command)
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             if failure.exitcode < 0:

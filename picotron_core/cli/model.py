@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from picotron_core.errors import ConfigError
 from picotron_core.model.architecture import Architecture
+from picotron_core.parallel.parallelize import refuse_layout
 from picotron_core.schema import Config
 
 
@@ -32,4 +33,23 @@ def architecture_of(config: Config, vocab_size: int) -> Architecture:
     }
     return Architecture.from_transformers(
         {"model_type": "llama", "vocab_size": vocab_size, **fields}
+    )
+
+
+def draft_of(config: Config) -> Architecture:
+    """The architecture before there is a tokenizer: its vocabulary is the one asked for."""
+    return architecture_of(config, 1 if config.model.path else config.data.vocab_size)
+
+
+def replicas_of(config: Config, world_size: int) -> int:
+    """How many copies of the model so many ranks hold.
+
+    Raises: ConfigError for a layout that this model, or this number of ranks, does not allow.
+    """
+    return refuse_layout(
+        config.parallel,
+        draft_of(config),
+        world_size=world_size,
+        seq_len=config.data.seq_len,
+        accumulation=config.train.accumulation,
     )

@@ -11,7 +11,7 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 
-from picotron_core.cli.model import architecture_of
+from picotron_core.cli.model import draft_of, replicas_of
 from picotron_core.cli.selection import (
     find_device,
     open_quarantine,
@@ -27,7 +27,6 @@ from picotron_core.engine.metrics import matrix_product_rate
 from picotron_core.errors import ConfigError
 from picotron_core.hardware import Device
 from picotron_core.model.architecture import Architecture
-from picotron_core.parallel.parallelize import refuse_layout
 from picotron_core.parallel.tensor import slice_of
 from picotron_core.precision import Precision, choose_precision
 from picotron_core.registry import Request, Selection, normalise
@@ -49,15 +48,9 @@ def plan(settings: Settings, *, nproc: int, as_json: bool) -> int:
     device = find_device(settings, registry)
     config, train = settings.config, settings.config.train
     precision = choose_precision(train.dtype, [device], reduce=train.reduce_dtype)
-    whole = architecture_of(config, 1 if config.model.path else config.data.vocab_size)
+    whole = draft_of(config)
     nproc = nproc or config.parallel.pp * config.parallel.cp * config.parallel.tp
-    replicas = refuse_layout(
-        config.parallel,
-        whole,
-        world_size=nproc,
-        seq_len=config.data.seq_len,
-        accumulation=train.accumulation,
-    )
+    replicas = replicas_of(config, nproc)
     wanted = training_requests(settings, whole, device, precision.compute, nproc)
     selections = select(settings, registry, wanted)
     work = work_of(config, whole, device, precision, replicas, selections)

@@ -152,6 +152,8 @@ def _loop(job: Job, view: View, stop: Stop, saver: Saver) -> int:
             # All ranks must leave the loop at the same step, whichever was asked to.
             # Before anything else is written: of a save that failed it leaves nothing on the disk.
             interrupted, ended, due = saver.boundary(stop.interrupted, stop.ended or late, due)
+            if not (interrupted or ended):  # which end with a save, and tries of its own
+                saver.give_up()
             if job.world.is_first:
                 for record in of_this_step:
                     metrics.append(record)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from picotron_core.engine.kernel_memory import FLOAT32, INT64, Work, bytes_of, cost
 from picotron_core.hardware import Device
@@ -110,7 +111,7 @@ def _of_stage(work: Work, number: int, *, others: float, gradients: bool) -> Ite
             weights=P * size,
             masters=share * FLOAT32 if narrow else 0,
             moments=share * FLOAT32 * len(STATES),
-            gradients=P * FLOAT32 if gradients else _standing(work, buckets, made),
+            gradients=_standing(work, buckets, made, before=gradients),
             activations=activations + passed + waiting,
             loss=loss,
             temporary=temporary,
@@ -188,22 +189,22 @@ def _sizes(work: Work, stage: Stage) -> dict[str, int]:
     return sizes
 
 
-def _standing(work: Work, buckets: Sequence[int], made: int) -> int:
-    """Bytes of the gradients made so far, from the last parameter on: a sum that is divided leaves
-    a share of them, the buckets that are on their way, and the one that is being filled.
+def _standing(work: Work, buckets: Sequence[int], made: int, *, before: bool) -> int:
+    """Bytes of gradients: of the micro-batches before, if any, and of this one's made so far, from
+    the last parameter on. A sum that is divided leaves a share of them, the buckets that are on
+    their way, and the one that is being filled, or is full and not sent yet.
     """
-    if work.shards == 1 or work.accumulation > 1:  # the first micro-batch's are not summed so soon
-        return made * FLOAT32
-    full = []
-    filled = 0
-    for size in buckets:
-        if made < size:
-            filled = size if made else 0  # its buffer is for all that will come
-            break
-        full.append(size)
-        made -= size
-    on_their_way = sum(full[-IN_FLIGHT:]) * bytes_of(work.reduce_dtype)
-    return FLOAT32 * (sum(full) // work.shards + filled) + on_their_way
+    P = sum(buckets)
+    if work.shards == 1 or (work.accumulation > 1 and not before):  # or not to be sent so soon
+        return (P if before else made) * FLOAT32
+    full = [size for size, end in zip(buckets, accumulate(buckets), strict=True) if end <= made]
+    later = P - sum(full) if before else 0
+    filled = buckets[len(full)] if made > sum(full) and not before else 0  # for all that will come
+    number = bytes_of(work.reduce_dtype) * (2 if work.on_cpu else 1)  # gloo-cpu's: others' slices
+    sent = FLOAT32 * filled + number * sum(full[-IN_FLIGHT:])
+    unsent = FLOAT32 * sum(full[-1:]) + number * sum(full[-IN_FLIGHT - 1 : -1])
+    held = FLOAT32 * (later + sum(full) // work.shards) + max(sent, unsent)
+    return max(held, P * FLOAT32) if before else held
 
 
 def _sent(work: Work, buckets: Sequence[int]) -> int:

@@ -136,8 +136,8 @@ class Gradients:
             gradient, parameter.grad = parameter.grad, None
             assert gradient is not None
             buffer = mine._buffers[number]
-            if buffer is None and gradient.dtype == torch.float32 and stop - start == bucket.size:
-                mine._buffers[number] = gradient.reshape(-1)  # nothing to add it to
+            if buffer is None and stop - start == bucket.size:
+                mine._buffers[number] = gradient.reshape(-1).float()  # nothing to add it to
             else:
                 if buffer is None:
                     buffer = torch.zeros(bucket.size, dtype=torch.float32, device=gradient.device)

@@ -95,13 +95,13 @@ class Shards:
         self._gradients.last = last
 
     def _scatter(self, _: int, buffer: Tensor) -> None:
+        if len(self._on_their_way) == IN_FLIGHT:
+            self._take()
         sent = buffer.to(self.reduce)  # float32: the buffer itself
         mine = torch.empty_like(self._cut(sent))
         # in backward: reduce_scatter(sum) over dp and cp
         work = self.axis.reduce_scatter(mine, sent, async_op=True)
         self._on_their_way.append((work, mine, sent))
-        if len(self._on_their_way) > IN_FLIGHT:
-            self._take()
 
     def _take(self) -> None:
         """Wait for the oldest sum; its whole bucket goes."""

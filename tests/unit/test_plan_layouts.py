@@ -1,7 +1,7 @@
 """`picotron plan` for every layout: what it foretells against what a rank really allocates.
 
 One rank trains for real, among others that are imagined: what it holds does not depend on what they
-say. What a transport copies for itself is not in it.
+say. What a transport has for itself is not in it, but for the slices of a sum that is divided.
 """
 
 from __future__ import annotations
@@ -32,7 +32,17 @@ from picotron_core.registry.select import resolve
 from picotron_core.schema import Parallel, Train
 
 CPU = torch.device("cpu")
-TOLERANCE = 0.05  # the promise is 0.15
+TOLERANCE = 0.03  # the promise is 0.15
+
+
+class Slices:
+    """What the others send, for which gloo-cpu has memory until it is waited for."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def wait(self):
+        self.tensor = None
 
 
 class Imagined:
@@ -52,7 +62,7 @@ class Imagined:
 
     def reduce_scatter_tensor(self, output, tensor, **_):
         output.copy_(tensor.view(-1, *output.shape)[0])
-        return Done()
+        return Slices(torch.zeros_like(tensor))
 
     def send(self, tensor, **_):
         return Done()

@@ -184,6 +184,32 @@ def test_stopped_while_the_disk_refuses_it_still_asks_to_be_started_again(
     assert folder.name == "step-00000002"
 
 
+def test_stopped_in_the_step_that_hears_of_the_last_miss_it_saves_once_more(
+    picotron, tiny, tmp_path, monkeypatch
+):
+    class Refusing(Disk):
+        def create(self, path):
+            if "step-00000002" in str(path):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().create(path)
+
+    start = saves.Saver.start
+
+    def written_at_once(saver):
+        begun = start(saver)
+        saver._flight.task.join(60)
+        return begun
+
+    monkeypatch.setattr(saves, "Disk", Refusing)
+    monkeypatch.setattr(saves.Saver, "start", written_at_once)
+    at_each_step(monkeypatch, {3: lambda: os.kill(os.getpid(), signal.SIGTERM)})
+    code, out, _ = picotron("train", *tiny, *EVERY, "--checkpoint.max_misses", "1", "--name", "cut")
+    assert "step-00000002: [Errno 28] No space left on device" in out
+    assert (code, "Stopped at step 3, saved" in out) == (75, True)
+    (folder,) = (tmp_path / "runs" / "cut" / "checkpoints").iterdir()
+    assert folder.name == "step-00000003"
+
+
 def test_what_was_verified_to_resume_is_not_read_again(whole, picotron, monkeypatch):
     read = []
     verify = commits.verify

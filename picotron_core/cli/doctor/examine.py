@@ -138,17 +138,17 @@ class Examiner:
 
     def _architecture(self) -> Architecture:
         """The model of the settings, or the default one if that cannot be had."""
-        from picotron_core.cli.model import architecture_of
+        from picotron_core.cli.model import draft_of
 
         config = self.settings.config
         try:
-            return architecture_of(config, 1 if config.model.path else config.data.vocab_size)
+            return draft_of(config)
         except PicotronError as error:
             self.trouble(error)
             self.settings = Settings(
                 config.model_copy(update={"model": Config().model}), self.settings.rules
             )
-            return architecture_of(self.settings.config, config.data.vocab_size)
+            return draft_of(self.settings.config)
 
     def _devices(self, registry: Registry) -> tuple[dict[str, Device], str]:
         """The devices to examine by torch's names, and the one that training would take."""

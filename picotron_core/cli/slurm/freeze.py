@@ -7,10 +7,9 @@ from pathlib import Path
 
 import tomli_w
 
-from picotron_core.cli.model import architecture_of
+from picotron_core.cli.model import replicas_of
 from picotron_core.config import Rule, Settings
 from picotron_core.errors import ConfigError
-from picotron_core.parallel.parallelize import refuse_layout
 from picotron_core.registry.plugins import load_registry
 from picotron_core.registry.select import check_rules, plugins_named
 
@@ -22,13 +21,7 @@ def check(settings: Settings, *, world_size: int, gpus: bool) -> None:
         backend that nobody has, for a device that the nodes were not asked to have.
     """
     config = settings.config
-    refuse_layout(
-        config.parallel,
-        architecture_of(config, 1 if config.model.path else config.data.vocab_size),
-        world_size=world_size,
-        seq_len=config.data.seq_len,
-        accumulation=config.train.accumulation,
-    )
+    replicas_of(config, world_size)
     if config.run.device == "cuda" and not gpus:
         raise ConfigError(
             "run.device = 'cuda', but the job has no GPUs: ask for them with --gpus-per-node N."
