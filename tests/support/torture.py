@@ -24,7 +24,7 @@ from forked import fork_ranks
 from picotron_core import cli
 from picotron_core.cli import app, job, train
 
-STEPS, EVERY, LAST = 16, 2, "step-00000016"
+STEPS, EVERY, LAST = 24, 2, "step-00000024"
 PER_RUN = 5  # kills, then it may end
 HEAVY = (app, train, matplotlib)  # imported once, for all forks
 job.matrix_product_rate = lambda *_: 1e12  # only for MFU, and half a second of every start
@@ -67,7 +67,7 @@ def main(folder: Path, kills: int, ranks: int, seed: int, arguments: list[str]) 
     chance = random.Random(seed)
     log = folder / "log"
     fixed = [*arguments, "--run.dir", str(folder), "--train.steps", str(STEPS)]
-    fixed += ["--checkpoint.every", str(EVERY), "--checkpoint.max_mb_per_s", "2"]
+    fixed += ["--checkpoint.every", str(EVERY), "--checkpoint.max_mb_per_s", "8"]
     begin = time.monotonic()
     codes = wait(start([*fixed, "--name", "right"], ranks, log), 1e18, folder)
     whole_s = time.monotonic() - begin
@@ -80,7 +80,7 @@ def main(folder: Path, kills: int, ranks: int, seed: int, arguments: list[str]) 
         for left in range(PER_RUN, -1, -1):
             if (run / "checkpoints" / LAST).exists():  # it was done, and killed after that
                 break
-            if list(run.glob("checkpoints/step-*")):
+            if saved := bool(list(run.glob("checkpoints/step-*"))):
                 given = ["--resume", str(run)]
                 resumed += 1
             else:  # killed before anything was saved
@@ -93,9 +93,11 @@ def main(folder: Path, kills: int, ranks: int, seed: int, arguments: list[str]) 
                 break
             aimed = done % 2 == 0
             until = time.monotonic() + (60 if aimed else chance.uniform(0, whole_s))
-            codes = wait(children, until, run, saves=chance.randint(1, 3) if aimed else 0)
+            # In the second save at the earliest, or most would start anew.
+            saves = chance.randint(1, 2) + (not saved)
+            codes = wait(children, until, run, saves=saves if aimed else 0)
             if aimed:
-                time.sleep(chance.uniform(0, 0.2))  # a write takes 0.15 s
+                time.sleep(chance.uniform(0, 0.03))  # a write takes 0.04 s
             for child in chance.sample(children, ranks):
                 if child:
                     os.kill(child, signal.SIGKILL)
