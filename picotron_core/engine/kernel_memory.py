@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from picotron_core.engine.stages import Stage, counted_stages
 from picotron_core.hardware import Device
 from picotron_core.model.architecture import Architecture
-from picotron_core.parallel.parallelize import Stage, counted_stages
+from picotron_core.parallel import vocabulary
 from picotron_core.registry.types import Candidate, normalise
 from picotron_core.schema import Parallel
 
 FLOAT32, INT64 = 4, 8  # bytes
 QUERY_BLOCK, KEY_BLOCK = 128, 256  # mem_efficient's
-CHUNK_LOGITS = 2**22  # mem_efficient's, and the divided vocabulary's
+CHUNK_LOGITS = 2**22  # mem_efficient's
 DIVIDED = "vocabulary-parallel"  # no backend: a vocabulary that is divided has a loss of its own
 
 
@@ -225,14 +226,14 @@ def _lean_loss(work: Work) -> Cost:
 
 
 def _divided_loss(work: Work) -> Cost:
-    """As mem_efficient's, on a part of the vocabulary, in chunks of its own; where torch adds to a
-    product in place, no other copy.
+    """As mem_efficient's, on a part of the vocabulary, in chunks of its own: the logits of two at a
+    time, and a copy of one while its logsumexp is made.
     """
     a, N = work.architecture, work.tokens
     head = a.vocab_size * a.hidden_size
     dhidden = N * a.hidden_size * work.size
-    logits = min(N, max(1, CHUNK_LOGITS // a.vocab_size)) * a.vocab_size
-    forward = 2 * logits * FLOAT32
+    rows = max(1, vocabulary.CHUNK_LOGITS // a.vocab_size)
+    forward = (3 if rows < N else 2) * min(N, rows) * a.vocab_size * FLOAT32
     backward = dhidden + head * (FLOAT32 + (work.size if work.size < FLOAT32 else 0))
     return Cost(kept=dhidden + head * FLOAT32, extra=max(forward, backward))
 

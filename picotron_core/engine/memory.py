@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from picotron_core.engine.kernel_memory import FLOAT32, INT64, Work, bytes_of, cost
+from picotron_core.engine.stages import Stage
 from picotron_core.hardware import Device
 from picotron_core.ops.optimizer import STATES
 from picotron_core.parallel.flat import buckets_of
-from picotron_core.parallel.parallelize import Stage, bucket_capacity
-from picotron_core.parallel.zero1 import IN_FLIGHT
+from picotron_core.parallel.parallelize import bucket_capacity
+from picotron_core.parallel.zero1 import BUCKETS_IN_FLIGHT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,8 +202,8 @@ def _standing(work: Work, buckets: Sequence[int], made: int, *, before: bool) ->
     later = P - sum(full) if before else 0
     filled = buckets[len(full)] if made > sum(full) and not before else 0  # for all that will come
     number = bytes_of(work.reduce_dtype) * (2 if work.on_cpu else 1)  # gloo-cpu's: others' slices
-    sent = FLOAT32 * filled + number * sum(full[-IN_FLIGHT:])
-    unsent = FLOAT32 * sum(full[-1:]) + number * sum(full[-IN_FLIGHT - 1 : -1])
+    sent = FLOAT32 * filled + number * sum(full[-BUCKETS_IN_FLIGHT:])
+    unsent = FLOAT32 * sum(full[-1:]) + number * sum(full[-BUCKETS_IN_FLIGHT - 1 : -1])
     held = FLOAT32 * (later + sum(full) // work.shards) + max(sent, unsent)
     return max(held, P * FLOAT32) if before else held
 

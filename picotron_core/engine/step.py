@@ -67,7 +67,7 @@ def train_step(
     loss_sum, tokens, square = sums
     norm = square.sqrt() / (tokens * factor)
     # The update's one wait for the device: a gradient that is not finite must not reach the
-    # weights. On a GPU it is here that a rank waits for one that is lost.
+    # weights. On a GPU whose queue is long enough, a rank waits here for one that is lost.
     with state.layout.mesh.world.watchdog.waiting("all_reduce over world"):
         mean, grad_norm, count = torch.stack([loss_sum / tokens, norm, tokens]).tolist()
     bad = not (math.isfinite(mean) and math.isfinite(grad_norm))

@@ -139,12 +139,15 @@ class Llama(nn.Module):
         """The modules that are called, in the order of forward, and the parameters that must be
         there by then; each parameter once.
         """
+        embedding = ["model.embed_tokens."]
+        embeds = "0" in self.model.layers  # a last stage has a tied one for the head alone
         modules: list[tuple[nn.Module, Sequence[str]]] = [
-            (self.model, ["model.embed_tokens."]),
+            (self.model, embedding if embeds else []),
             *((layer, [f"model.layers.{n}."]) for n, layer in self.model.layers.items()),
         ]
         if hasattr(self, "lm_head"):
-            modules.append((self.model.norm, ["model.norm.", "lm_head."]))
+            head = ["model.norm.", "lm_head."]
+            modules.append((self.model.norm, head if embeds else [*head, *embedding]))
         names = [name for name, _ in self.named_parameters()]
         return {
             module: [name for name in names if name.startswith(tuple(prefixes))]

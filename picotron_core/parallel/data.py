@@ -10,6 +10,7 @@ al. 2020, arXiv:2006.15704, section 3.2), once an optimizer step, however many m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -67,7 +68,7 @@ class Replicas:
 
     reduce: what gradients travel in; float32 keeps every bit.
     capacity: numbers in a bucket.
-    shared: parameters whose gradients are to be added over another axis as well.
+    shared: parameters that ranks of another axis have as well.
     values: what the parameters begin with, this rank's part of each, asked for one by one; None is
         what the model holds.
     """
@@ -83,7 +84,7 @@ class Replicas:
         values: Values | None = None,
         reduce: torch.dtype = torch.float32,
         capacity: int = 0,
-        shared: Shared = (),
+        shared: Sequence[Shared] = (),
     ) -> None:
         self.axis = axis
         self.reduce = reduce if axis.size > 1 else torch.float32  # alone, nothing travels
@@ -121,7 +122,8 @@ class Replicas:
             work, sent = self._on_their_way.pop(0)
             work.wait()
             buffer = sent.float()  # as it was sent, it goes
-            bucket.add_shared(buffer)
+            if bucket.shared:
+                bucket.shared.agree(buffer)
             for name, (start, stop) in bucket.spans.items():
                 found[name] = buffer[start:stop].view(self.masters[name].shape)
         return {name: found[name] for name in self.masters}

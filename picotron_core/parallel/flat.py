@@ -17,28 +17,37 @@ from torch import Tensor, nn
 from picotron_core.errors import RunError
 from picotron_core.parallel.mesh import Axis
 
-# Axes whose ranks have the same parameters, each with a part of their gradients; and these.
-Shared = Sequence[tuple[Axis, Collection[str]]]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """Parameters that all ranks of another axis have, each with a part of their gradients; or
+    `copied`, each with all of it: then the first one's is everybody's. On cards of two kinds, or by
+    a kernel that adds up in any order, they differ in their last bits, and the weights would drift.
+    """
+
+    axis: Axis
+    names: Collection[str]
+    copied: bool = False
+
+    def agree(self, gradient: Tensor) -> None:
+        """In place, once a step, when the sum over the data axis is done.
+
+        The buckets of all ranks are alike, and so are the orders of their sums: what they add up is
+        the same on all of them, bit for bit, and copies stay copies.
+        """
+        if self.copied:
+            self.axis.broadcast(gradient, 0)  # broadcast over tp
+        else:
+            self.axis.all_reduce(gradient)  # all_reduce(sum) over ends, or tp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bucket:
-    """spans: parameter -> its numbers [start, stop) in the bucket. size: of the bucket, padded.
-    shared: the axis of `Shared` parameters.
-    """
+    """spans: parameter -> its numbers [start, stop) in the bucket. size: of the bucket, padded."""
 
     spans: Mapping[str, tuple[int, int]]
     size: int
-    shared: Axis | None = None
-
-    def add_shared(self, gradient: Tensor) -> None:
-        """In place, once a step, when the sum over the data axis is done.
-
-        The buckets of all ranks of `shared` are alike, and so are the orders of their sums: what
-        they add up is the same on all of them, bit for bit, and copies stay copies.
-        """
-        if self.shared:
-            self.shared.all_reduce(gradient)  # all_reduce(sum) over ends, or tp
+    shared: Shared | None = None
 
 
 def buckets_of(
@@ -46,7 +55,7 @@ def buckets_of(
     *,
     capacity: int,
     multiple: int = 1,
-    shared: Shared = (),
+    shared: Sequence[Shared] = (),
 ) -> tuple[Bucket, ...]:
     """Fill buckets from the last parameter to the first.
 
@@ -55,9 +64,9 @@ def buckets_of(
         capacity: numbers that a bucket may hold; a larger parameter has one of its own, and with 0
             every parameter has.
         multiple: of ranks: a bucket is padded to be cut into as many equal parts.
-        shared: those of an axis have a bucket to themselves, behind all others.
+        shared: those of each have a bucket to themselves, behind all others.
     """
-    elsewhere = {name for _, names in shared for name in names}
+    elsewhere = {name for some in shared for name in some.names}
     buckets: list[Bucket] = []
     names: list[str] = []
     for name in reversed([name for name in sizes if name not in elsewhere]):
@@ -67,15 +76,15 @@ def buckets_of(
         names.append(name)
     if names:
         buckets.append(_bucket(names, sizes, multiple))
-    for axis, names_of_axis in shared:
-        names = [name for name in sizes if name in names_of_axis]
+    for some in shared:
+        names = [name for name in sizes if name in some.names]
         if names:
-            buckets.append(_bucket(names, sizes, multiple, axis))
+            buckets.append(_bucket(names, sizes, multiple, some))
     return tuple(buckets)
 
 
 def _bucket(
-    names: Sequence[str], sizes: Mapping[str, int], multiple: int, shared: Axis | None = None
+    names: Sequence[str], sizes: Mapping[str, int], multiple: int, shared: Shared | None = None
 ) -> Bucket:
     ends = list(accumulate(sizes[name] for name in names))
     spans = {n: (end - sizes[n], end) for n, end in zip(names, ends, strict=True)}

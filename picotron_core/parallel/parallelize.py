@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 
@@ -13,11 +12,11 @@ from picotron_core.model.init import Values
 from picotron_core.model.llama import Llama
 from picotron_core.parallel.context import divide_context, refuse_context_parallel
 from picotron_core.parallel.data import Replicas, Weights
+from picotron_core.parallel.flat import Shared
 from picotron_core.parallel.layout import Layout, shapes_of
-from picotron_core.parallel.mesh import Axis, Mesh, data_parallel_degree
+from picotron_core.parallel.mesh import Mesh, data_parallel_degree
 from picotron_core.parallel.pipeline import (
     EMBEDDING,
-    IN_FLIGHT,
     cut_into_stages,
     order_of,
     owners_of,
@@ -61,17 +60,17 @@ def parallelize(
     cuts = cuts_of(model, mesh.tp)
     whole = values or dict(model.named_parameters()).__getitem__
     pipeline, owners = None, {}
-    shared: list[tuple[Axis, list[str]]] = []
+    shared: list[Shared] = []
     if mesh.pp.size > 1:
         owners = owners_of(model, settings)
         pipeline = cut_into_stages(model, settings, mesh, span=span)
         if model.architecture.tie_word_embeddings:
-            shared.append((mesh.ends, [EMBEDDING]))
+            shared.append(Shared(axis=mesh.ends, names=[EMBEDDING]))
     if mesh.tp.size > 1:
         cut_matrices(model, cuts)
         divide(model, mesh.tp, sequence=settings.sequence)
-        if settings.sequence:
-            shared.append((mesh.tp, whole_of(model)))
+        norms = whole_of(model)
+        shared.append(Shared(axis=mesh.tp, names=norms, copied=not settings.sequence))
     if mesh.cp.size > 1:
         divide_context(model, mesh.cp, span=span)
     kind = Shards if settings.zero and mesh.data.size > 1 else Replicas
@@ -132,44 +131,3 @@ def idle_settings(settings: Parallel, *, replicas: int) -> Iterator[str]:
 def bucket_capacity(settings: Parallel) -> int:
     """Numbers in a bucket of gradients."""
     return int(settings.bucket_mb * 1e6 / FLOAT32_BYTES)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
-    """What a rank of a pipeline's stage has at once, for counting.
-
-    layers: of the model. embedding, head: whether it has them.
-    in_flight: micro-batches whose activations it keeps; of those that are in some of its chunks,
-    their part. sent: gradients of hidden states that it keeps until they have arrived; what it
-    sends forward is among the activations.
-    """
-
-    layers: int
-    embedding: bool = True
-    head: bool = True
-    in_flight: float = 1
-    sent: int = 0
-
-
-def counted_stages(settings: Parallel, layers: int, accumulation: int) -> list[Stage]:
-    """Every stage of a pipeline; without one, the whole model."""
-    if settings.pp == 1:
-        return [Stage(layers=layers)]
-    found = []
-    for stage, chunks in enumerate(stages_of(layers, settings)):
-        first, last = stage == 0, stage == settings.pp - 1
-        most = waiting = 0
-        for kind, _, _ in order_of(settings, stage=stage, micro_batches=accumulation):
-            waiting += 1 if kind == "forward" else -1
-            most = max(most, waiting)
-        back = len(chunks) * accumulation * (not first)
-        found.append(
-            Stage(
-                layers=sum(map(len, chunks)),
-                embedding=first,
-                head=last,
-                in_flight=most / len(chunks),
-                sent=min(IN_FLIGHT, back),
-            )
-        )
-    return found

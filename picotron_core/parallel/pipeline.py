@@ -27,7 +27,8 @@ from picotron_core.parallel.timeline import Span, no_span
 from picotron_core.schema import Parallel
 
 EMBEDDING = "model.embed_tokens.weight"
-IN_FLIGHT = 2  # messages that a stage waits for only later; without, stages could wait in a circle
+# What a stage waits for only later; without, stages could wait in a circle.
+MESSAGES_IN_FLIGHT = 2
 
 
 class MicroBatch(Protocol):
@@ -181,7 +182,7 @@ class Pipeline:
             if hidden is not None:
                 assert hidden.grad is not None
                 gradients.append(_send(self.up.send_to_previous, hidden.grad))
-                _settle(gradients, IN_FLIGHT)
+                _settle(gradients, MESSAGES_IN_FLIGHT)
         _settle(gradients, 0)
         return losses
 
@@ -195,7 +196,7 @@ class Pipeline:
                 losses.append(out)
             else:
                 sent.append(_send(self.down.send_to_next, out))
-                _settle(sent, IN_FLIGHT)
+                _settle(sent, MESSAGES_IN_FLIGHT)
         _settle(sent, 0)
         return losses
 

@@ -138,7 +138,7 @@ def divide(model: Llama, tp: Axis, *, sequence: bool) -> None:
 
 
 def whole_of(model: nn.Module) -> list[str]:
-    """The norms. With `sequence` they are whole on every rank, but each saw only its own tokens."""
+    """The norms, which are whole on every rank; with `sequence` each saw only its own tokens."""
     return [name for name, parameter in model.named_parameters() if parameter.ndim == 1]
 
 

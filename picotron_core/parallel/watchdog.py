@@ -5,10 +5,11 @@
     rank 2 | step 7: all_reduce over tp .... hears from the store why rank 0 stops
 
 A transport says little. gloo tells that a connection is closed or a time over, which in the end all
-ranks see of each other; NCCL tells nothing, its collectives cannot be left, and it aborts the
-process. So each rank has two threads. The *heartbeat* writes into the store where the rank is, and
-reads from it whether another has failed. The *watchdog* asks nobody, for the store may be what is
-dead: it ends the process where the work does not come back by itself.
+ranks see of each other; NCCL tells nothing, its collectives cannot be left, it aborts the process,
+and whoever asks for more than a GPU's queue holds is stuck in what comes next. So each rank has two
+threads. The *heartbeat* writes into the store where the rank is, and reads from it
+whether another has failed, and whether all hearts beat. The *watchdog* asks nobody, for the store
+may be what is dead: it ends the process where the work does not come back by itself.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from picotron_core.errors import LostRankError
 from picotron_core.parallel.seen import Seen, answer_of, obituary
 
 POLL_S = 0.5  # between two heartbeats: how soon a rank hears that another has failed
+LOOK = 4  # heartbeats from one look at the others' to the next
 SILENT_S = 2.0  # whoever's heart does not beat for so long, while others look, is gone
 LATE_S = 2.0  # what a wait that ends by itself has, after the timeout, to do so
 # How much later a transport's own timeout is. NCCL aborts the process with it, so by then two looks
@@ -61,6 +63,7 @@ class Watchdog:
     _until: float = 0.0  # it may go on, even if another rank fails
     _waits: Waiting | None = None  # the innermost, where one is within another
     _over: float = math.inf  # when it was heard that the run is over
+    _quiet: float = math.inf  # since when the heart of some rank has not beaten
     _code: int | None = None  # this rank has failed, and is to leave with it
     _signals: socket.socket | None = None  # what signals come, while the work is in C++
     _speaks: bool = False  # the watchdog may be about to end the process: the work is not to speak
@@ -186,7 +189,7 @@ class Watchdog:
     def _beat(self) -> None:
         from torch.distributed import DistError
 
-        beat = 0
+        beat, hearts, beaten = 0, [b""] * self.size, [time.monotonic()] * self.size
         with suppress(DistError):  # the store is gone: who asks will find out
             while True:
                 beat += 1
@@ -195,6 +198,11 @@ class Watchdog:
                 seen = [beat, where, platform.node(), os.getpid()]
                 self.store.set(f"alive/{self.rank}", json.dumps(seen))
                 self._listen()
+                if beat % LOOK == 0:
+                    before, hearts, now = hearts, self._look(), time.monotonic()
+                    for rank in range(self.size):
+                        beaten[rank] = beaten[rank] if hearts[rank] == before[rank] else now
+                    self._quiet = min(beaten)
                 if self._stopped.wait(POLL_S):
                     return
 
@@ -214,7 +222,10 @@ class Watchdog:
                 _leave(self._code)
             elif (over and (waits or now > self._until)) or (waits and waited_s > waits.limit_s):
                 self._end(waits, late=True)
-            elif told_to_end and waited_s > LATE_S:  # by a launcher that saw another die, it may be
+            # Whatever this rank does. Or a launcher that saw another die told it to end, it may be.
+            elif now > max(self._until, self._quiet + self.timeout_s) or (
+                told_to_end and waited_s > LATE_S
+            ):
                 self._end(waits, late=False)
 
     def _signals_within(self, seconds: float) -> bytes:

@@ -15,7 +15,7 @@ itself, so no rank has more than others.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from picotron_core.ops.comm import Work
 from picotron_core.parallel.flat import Bucket, Gradients, Shared, buckets_of
 from picotron_core.parallel.mesh import Axis
 
-IN_FLIGHT = 2  # full buckets that wait for their sum: a slow network must not keep all of them
+BUCKETS_IN_FLIGHT = 2  # that wait for their sum: a slow network must not keep all of them
 
 
 class Shards:
@@ -44,7 +44,7 @@ class Shards:
         values: Values | None = None,
         capacity: int,
         reduce: torch.dtype = torch.float32,
-        shared: Shared = (),
+        shared: Sequence[Shared] = (),
     ) -> None:
         self.axis, self.reduce = axis, reduce
         held = dict(model.named_parameters())
@@ -95,7 +95,7 @@ class Shards:
         self._gradients.last = last
 
     def _scatter(self, _: int, buffer: Tensor) -> None:
-        if len(self._on_their_way) == IN_FLIGHT:
+        if len(self._on_their_way) == BUCKETS_IN_FLIGHT:
             self._take()
         sent = buffer.to(self.reduce)  # float32: the buffer itself
         mine = torch.empty_like(self._cut(sent))
@@ -115,7 +115,8 @@ class Shards:
             self._take()
         found: dict[str, Tensor] = {}
         for bucket, mine in zip(self.buckets, self._summed, strict=True):
-            bucket.add_shared(mine)
+            if bucket.shared:
+                bucket.shared.agree(mine)
             found |= self._parts(bucket, mine)
         return {name: found[name] for name in self.masters}
 

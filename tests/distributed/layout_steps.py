@@ -23,6 +23,7 @@ from picotron_core.checkpoint.manifest import Facts
 from picotron_core.checkpoint.save import Saver
 from picotron_core.config import parse_backends
 from picotron_core.data.loader import Batch
+from picotron_core.engine.loss_scale import LossScale
 from picotron_core.engine.state import TrainState, new_state
 from picotron_core.engine.step import batch_loss, part_of, train_step
 from picotron_core.hardware import look
@@ -31,6 +32,7 @@ from picotron_core.model.init import drawn
 from picotron_core.model.llama import Llama
 from picotron_core.model.requests import requests
 from picotron_core.ops import Ops
+from picotron_core.ops.loss import IGNORE_INDEX
 from picotron_core.parallel.mesh import Mesh, make_mesh
 from picotron_core.parallel.parallelize import parallelize
 from picotron_core.parallel.piece import whole
@@ -42,6 +44,9 @@ from picotron_core.registry.select import resolve
 from picotron_core.schema import Parallel, Train
 
 V, T, STEPS, GLOBAL_BATCH = 61, 48, 10, 24
+SKIPPED = 4  # the step whose first try overflows
+TOKENS = GLOBAL_BATCH * T
+SCALE = LossScale(value=16.0 * TOKENS, tokens=TOKENS, growth=1000)
 CPU = torch.device("cpu")
 
 
@@ -78,16 +83,22 @@ def bound_ops(model: Architecture, world: World, *, context: int, backends: str)
 
 
 def micro_batches(step: int, mesh: Mesh, layout: dict[str, Any]) -> list[Batch]:
-    """This rank's part of the step's 24 samples: the same samples in every layout."""
+    """This rank's part of the step's 24 samples: the same samples in every layout.
+
+    Of some samples no target counts, and of others none of the first and the last quarter: there
+    are replicas, micro-batches and parts of sequences without any.
+    """
     ids = torch.randint(0, V, (GLOBAL_BATCH, T + 1), generator=torch.Generator().manual_seed(step))
     documents = ((ids[:, :-1] % 7) == 0).int().cumsum(1, dtype=torch.int32)
     ids[::3, 5:9] = 0
+    targets = ids[:, 1:].clone()
+    targets[12:18] = targets[:6, : T // 4] = targets[:6, -T // 4 :] = IGNORE_INDEX
     mine = torch.arange(GLOBAL_BATCH).tensor_split(mesh.dp.size)[mesh.dp.index]
     accumulation = layout.get("accumulation", 1)
     wholes = [
         Batch(
             inputs=ids[rows, :-1].contiguous(),
-            targets=ids[rows, 1:].contiguous(),
+            targets=targets[rows],
             doc_ids=documents[rows] if layout.get("documents") else None,
         )
         for rows in mine.tensor_split(accumulation)
@@ -164,6 +175,8 @@ def train(layout: dict[str, Any], ranks: Ranks, output: Path) -> dict[str, objec
         model, settings, mesh, device=CPU, dtype=dtype, values=first, reduce=reduce
     )
     state = new_state(model, weights, parts)
+    if ranks.world.size > 1:  # a power of two: other ranks, and other factors, and the same numbers
+        state.loss_scale = SCALE
     facts = Facts(data="", eos_id=0, seed=0, global_batch=GLOBAL_BATCH, seq_len=8)
     folder = output.with_suffix("") / "checkpoints"
     saver = Saver(state, folder, facts=facts, keep=2, world=ranks.world)
@@ -171,6 +184,8 @@ def train(layout: dict[str, Any], ranks: Ranks, output: Path) -> dict[str, objec
     losses, norms = [], []
     for step in range(layout.get("steps", STEPS)):
         batches = micro_batches(step, mesh, layout)
+        if step == SKIPPED and ranks.world.size > 1:
+            skip(state, batches, ops, struck=ranks.world.rank == ranks.world.size - 1)
         ranks.comm.calls.clear()
         # With the default eps of 1e-8 the update of a gradient of nearly 0 is mostly its rounding,
         # and as large as any other: one layout of 8 ranks was 1.5e-5 off in one matrix.
@@ -189,11 +204,19 @@ def train(layout: dict[str, Any], ranks: Ranks, output: Path) -> dict[str, objec
         save_file(tensors, output)
     return {
         "held": held,
-        "all": 2 * model_of.num_parameters,
+        "all": 2 * sum(parameter.numel() for parameter in state.model.parameters()),
+        "part": [mesh.pp.index, mesh.tp.index],
         "calls": calls,
         "files": sizes,
         "copies": copies(state),
     }
+
+
+def skip(state: TrainState, batches: list[Batch], ops: Ops, *, struck: bool) -> None:
+    """An update that nobody makes, for the gradient of one rank overflows."""
+    state.loss_scale = replace(SCALE, value=SCALE.tokens * 2.0**200) if struck else SCALE
+    assert train_step(state, batches, ops, lr=2e-3, train=Train()).skipped
+    state.loss_scale = SCALE
 
 
 def copies(state: TrainState) -> dict[str, str]:

@@ -191,6 +191,15 @@ def test_a_transport_that_does_not_come_back_is_left(struck, tiny, tmp_path, req
         assert re.search("rank 1, last in .*, is not heard of any more", struck.text(0))
 
 
+def test_a_rank_that_is_stuck_where_it_waits_for_nobody_leaves_too(struck, tiny, tmp_path):
+    """As where NCCL's collectives have filled a GPU's queue: in any kernel."""
+    start_ranks(struck, tiny, tmp_path, "kill", "forward", 1, 2, "--backends", "comm=faults/queued")
+    end = struck.wait_for_the_fault()
+    assert struck.processes[0].wait(max(0, end - time.monotonic())) == 1
+    text = struck.text(0)
+    assert re.search(r"error: Rank 0 stops in step 2: rank 1, last in .*, is not heard of", text)
+
+
 def test_a_launchers_signal_makes_a_rank_speak_that_does_not_come_back(
     struck, tiny, tmp_path, request
 ):

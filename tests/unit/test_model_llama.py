@@ -243,3 +243,18 @@ def test_a_frequent_tokens_gradient_is_summed_in_float32():
     out.backward(torch.ones_like(out))
     assert weight.grad is not None
     assert weight.grad.tolist() == [[0, 0], [1000, 1000], [0, 0]]
+
+
+def test_each_module_says_what_it_reads_and_a_tied_head_not_before_it_is_needed():
+    def reads(model):
+        names = {module: name for name, module in model.named_modules()}
+        return {names[module]: parameters for module, parameters in model.reads().items()}
+
+    whole = reads(model_of())
+    assert whole["model"] == ["model.embed_tokens.weight"]
+    assert whole["model.norm"] == ["model.norm.weight"]
+    assert len(whole["model.layers.1"]) == 9
+    last = model_of()
+    last.keep([1], embedding=False, head=True)
+    assert reads(last)["model"] == []
+    assert reads(last)["model.norm"] == ["model.embed_tokens.weight", "model.norm.weight"]

@@ -16,6 +16,7 @@ from picotron_core.config import parse_backends
 from picotron_core.data.loader import Batch
 from picotron_core.engine import memory
 from picotron_core.engine.kernel_memory import COUNTED, DIVIDED, Work, counted_as
+from picotron_core.engine.stages import counted_stages
 from picotron_core.engine.state import new_state
 from picotron_core.engine.step import part_of, train_step
 from picotron_core.hardware import look
@@ -25,7 +26,7 @@ from picotron_core.model.llama import Llama
 from picotron_core.model.requests import requests
 from picotron_core.ops import Ops
 from picotron_core.parallel.mesh import Done, make_mesh
-from picotron_core.parallel.parallelize import counted_stages, parallelize
+from picotron_core.parallel.parallelize import parallelize
 from picotron_core.parallel.tensor import slice_of
 from picotron_core.registry.plugins import load_registry
 from picotron_core.registry.select import resolve
@@ -64,6 +65,9 @@ class Imagined:
         output.copy_(tensor.view(-1, *output.shape)[0])
         return Slices(torch.zeros_like(tensor))
 
+    def broadcast(self, tensor, **_):
+        return Done()
+
     def send(self, tensor, **_):
         return Done()
 
@@ -75,6 +79,7 @@ class Imagined:
 SHAPES = {  # dominated by activations, by the vocabulary, by the weights; tied or not
     "deep": ({"E": 128, "F": 352, "L": 6, "V": 256, "tied": True}, 1, 512),
     "vocabulary": ({"E": 64, "F": 176, "L": 2, "V": 16384, "tied": False}, 1, 128),
+    "chunks": ({"E": 64, "F": 176, "L": 2, "V": 16384, "tied": False}, 1, 1024),
     "weights": ({"E": 384, "F": 1024, "L": 4, "V": 2048, "tied": True}, 1, 32),
 }
 
@@ -171,6 +176,7 @@ def measured_peak(work, whole, ops, stage):
         ("deep", {"tp": 2}, 2, 1, "float32"),
         ("deep", {"tp": 2, "sequence": True}, 2, 1, "float32"),
         ("vocabulary", {"tp": 2, "zero": 1}, 4, 1, "bfloat16"),
+        ("chunks", {"tp": 2}, 2, 1, "float32"),
         ("deep", {"pp": 2}, 2, 4, "float32"),
         ("vocabulary", {"pp": 2, "schedule": "afab"}, 2, 3, "float32"),
         ("weights", {"pp": 2, "zero": 1}, 4, 4, "bfloat16"),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from picotron_core.parallel.data import Replicas
-from picotron_core.parallel.flat import buckets_of
+from picotron_core.parallel.flat import Shared, buckets_of
 from picotron_core.parallel.mesh import Axis
 from picotron_core.parallel.zero1 import Shards
 
@@ -56,7 +56,16 @@ class Ring:
             output.copy_(self.sums(index, tensor)[index])
             return done
 
-        comm = SimpleNamespace(all_reduce=all_reduce, reduce_scatter_tensor=reduce_scatter)
+        def broadcast(tensor, *, src, group):
+            self.given[index] = tensor.clone()
+            self.barrier.wait()
+            tensor.copy_(self.given[src])
+            self.barrier.wait()
+            return done
+
+        comm = SimpleNamespace(
+            all_reduce=all_reduce, reduce_scatter_tensor=reduce_scatter, broadcast=broadcast
+        )
         return Axis(name=name, ranks=tuple(range(self.ranks)), index=index, comm=comm)
 
 
@@ -81,7 +90,7 @@ def test_both_ends_get_the_same_gradient_of_a_tied_embedding(kind):
         generator = torch.Generator().manual_seed(10 * end + index)
         gradient = torch.randn(V, E, generator=generator)
         model = Stage(others=1 + 3 * end)
-        shared = [(ends[index].axis("ends", end), ["embedding"])]
+        shared = [Shared(axis=ends[index].axis("ends", end), names=["embedding"])]
         data = rings[end].axis("dp", index)
         weights = kind(
             model, device=CPU, dtype=torch.float32, axis=data, capacity=100, shared=shared
@@ -105,10 +114,36 @@ def test_both_ends_get_the_same_gradient_of_a_tied_embedding(kind):
             assert torch.equal(mine[name], torch.full_like(mine[name], DP))
 
 
+@pytest.mark.parametrize("kind", [Replicas, Shards])
+def test_copies_of_a_norm_get_the_gradient_of_the_first(kind):
+    """Their kernels may differ in the last bits: by the card, or by the order of atomic sums."""
+    tps, dps = [Ring(2), Ring(2)], [Ring(2), Ring(2)]
+
+    def rank(dp: int, tp: int) -> Tensor:
+        model = Stage(others=1)
+        shared = [Shared(axis=tps[dp].axis("tp", tp), names=["others.0"], copied=True)]
+        data = dps[tp].axis("dp", dp)
+        weights = kind(
+            model, device=CPU, dtype=torch.float32, axis=data, capacity=100, shared=shared
+        )
+        noise = 1 + tp * 2**-20
+        (model.embedding.sum() + noise * (1 + dp) * model.others[0].sum()).backward()
+        return weights.gradients().get("others.0", torch.empty(0))
+
+    places = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    with ThreadPoolExecutor(len(places)) as pool:
+        found = list(pool.map(lambda place: rank(*place), places))
+    for gradient in found:
+        assert torch.equal(gradient, torch.full_like(gradient, 3.0))
+    assert sum(map(len, found)) == (6 if kind is Shards else 12)
+
+
 def test_shared_parameters_have_buckets_of_their_own_behind_the_others():
     tp, end = Ring(2).axis("tp", 0), Ring(2).axis("ends", 0)
     sizes = {"embedding": 10, "norm1": 2, "linear1": 6, "norm2": 2, "linear2": 6, "norm3": 2}
-    shared = [(end, ["embedding"]), (tp, ["norm1", "norm2", "norm3"])]
+    ends = Shared(axis=end, names=["embedding"])
+    norms = Shared(axis=tp, names=["norm1", "norm2", "norm3"])
+    shared = [ends, norms]
     for capacity, first in ((12, [["linear2", "linear1"]]), (0, [["linear2"], ["linear1"]])):
         buckets = buckets_of(sizes, capacity=capacity, multiple=4, shared=shared)
         assert [list(bucket.spans) for bucket in buckets] == [
@@ -117,5 +152,5 @@ def test_shared_parameters_have_buckets_of_their_own_behind_the_others():
             ["norm1", "norm2", "norm3"],
         ]
         assert [bucket.size for bucket in buckets[-2:]] == [12, 8]
-        assert [bucket.shared for bucket in buckets[-2:]] == [end, tp]
+        assert [bucket.shared for bucket in buckets[-2:]] == shared
         assert buckets[-1].spans["norm3"] == (4, 6)

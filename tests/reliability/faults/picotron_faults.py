@@ -4,6 +4,8 @@ FAULT is "KIND PHASE RANK FILE": what happens, in which of forward, backward, st
 whom, and where the time of it is noted.
 
 `comm=faults/clinging` is gloo as NCCL behaves: it does not come back from a rank that is lost.
+`comm=faults/queued` is as NCCL behaves with a short queue: its calls return, and what comes next
+does not.
 """
 
 from __future__ import annotations
@@ -25,9 +27,12 @@ from picotron_core.registry import Backend, Level, hookimpl
 KIND, PHASE, RANK, FILE = os.environ.get("FAULT", "none none none none").split()
 LAST = {"forward": 9, "backward": 9, "step": 1, "save": 1}  # the call that is struck: in step 2
 calls: Counter[str] = Counter()
+stuck: list[str] = []
 
 
 def strike(phase: str) -> None:
+    if stuck:
+        time.sleep(3600)
     if "train" not in sys.argv or (phase, os.environ.get("RANK")) != (PHASE, RANK):
         return  # as in the trial of a plugin
     calls[phase] += 1
@@ -83,6 +88,27 @@ class Clings:
             time.sleep(3600)
 
 
+class Queued(TorchComm):
+    def all_reduce(self, *args, **more):
+        try:
+            return Goes(super().all_reduce(*args, **more))
+        except RuntimeError as error:
+            stuck.append(str(error))
+            return Goes(None)
+
+
+class Goes:
+    def __init__(self, work):
+        self.work = work
+
+    def wait(self):
+        try:
+            if self.work:
+                self.work.wait()
+        except RuntimeError as error:
+            stuck.append(str(error))
+
+
 def on_audit(event: str, arguments: tuple[object, ...]) -> None:
     if event == "open" and "/checkpoints/" in str(arguments[0]):
         strike("save")
@@ -102,10 +128,11 @@ def picotron_backends():
             load=lambda kernel=kernel: kernel,
             supports=lambda request: (),
         )
-    yield Backend(
-        op="comm",
-        name="clinging",
-        level=Level.REFERENCE,
-        load=lambda: Clinging("gloo"),
-        supports=lambda request: (),
-    )
+    for name, transport in (("clinging", Clinging), ("queued", Queued)):
+        yield Backend(
+            op="comm",
+            name=name,
+            level=Level.REFERENCE,
+            load=lambda transport=transport: transport("gloo"),
+            supports=lambda request: (),
+        )
