@@ -237,4 +237,5 @@ def _send(send: Callable[[Tensor], Work], tensor: Tensor) -> Sent:
 def _settle(sent: deque[Sent], left: int) -> None:
     """Wait for the oldest messages: their memory must not pile up."""
     while len(sent) > left:
-        sent.popleft().work.wait()
+        oldest = sent.popleft()  # its memory is held until it has arrived
+        oldest.work.wait()

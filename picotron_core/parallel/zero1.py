@@ -147,7 +147,8 @@ class Shards:
         def wait(_: nn.Module, __: Any) -> None:
             for number in needed:
                 if number in self._coming:
-                    self._coming.pop(number)[0].wait()
+                    work, _sent = self._coming.pop(number)  # held until it has arrived
+                    work.wait()
 
         return wait
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from picotron_core.data.loader import Batch
+from picotron_core.parallel.context import ring
 from picotron_core.parallel.mesh import make_mesh
 from picotron_core.parallel.pipeline import Pipeline
 from picotron_core.schema import Parallel
@@ -156,19 +157,29 @@ def test_no_stage_waits_for_ever(layout, training):
 
 @pytest.mark.parametrize("ranks", [2, 3, 4, 5])
 def test_no_rank_of_a_ring_waits_for_ever(ranks):
-    assert stuck(rings(ranks)) == []
+    every = rings(ranks)
+    assert stuck(every) == []
+    for plan in every:  # keys forward, keys backward, and their gradients all the way home
+        kinds = [said.kind for said in plan]
+        assert kinds.count("send") == kinds.count("recv") == 2 * (2 * (ranks - 1) + ranks)
 
 
+@cache
 def rings(ranks: int) -> list[list[Said]]:
-    """Each rank passes something on and gets the next, all the way round."""
+    """What each rank of a ring says in the forward and the backward of two layers."""
     every = []
     for rank in range(ranks):
         comm = Notes(rank)
-        ring = make_mesh(comm, rank=rank, world_size=ranks, cp=ranks).cp
-        for _ in range(ranks - 1):
-            ring.pass_on(torch.zeros(1), torch.zeros(1)).wait()
+        around = ring(attention, make_mesh(comm, rank=rank, world_size=ranks, cp=ranks).cp)
+        q = torch.zeros(1, 1, 2, 1, requires_grad=True)
+        around(around(q, q, q, causal=True), q, q, causal=True).sum().backward()
         every.append(comm.said)
     return every
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, causal, scale, return_lse) -> tuple[Tensor, ...]:
+    logits = q @ k.mT
+    return logits.softmax(-1) @ v, logits.logsumexp(-1)
 
 
 def test_one_communicator_for_each_direction_would_be_too_few():
