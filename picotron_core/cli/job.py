@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from picotron_core.data.corpus import open_corpus
 from picotron_core.data.loader import num_windows
 from picotron_core.data.token_cache import prepare
 from picotron_core.data.tokens import Tokens
-from picotron_core.engine import run_directory
+from picotron_core.engine import run_directory, run_lock
 from picotron_core.engine.metrics import matrix_product_rate
 from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.engine.state import TrainState
@@ -102,12 +102,15 @@ def prepare_job(
     resume: tuple[RunDirectory, Path] | None,
     world: World,
     view: View,
+    held: ExitStack | None = None,
     *,
     watch: Callable[[Ops], Ops] = lambda ops: ops,
 ) -> Job:
     """Everything before the first step, cheapest checks first.
 
     Args:
+        held: takes the run's lock, for as long as it is open; None for a run that nobody else can
+            know of.
         watch: may wrap the ops, before the first collective.
     """
     config = settings.config
@@ -129,10 +132,14 @@ def prepare_job(
     asked = training_requests(settings, draft, device, precision.compute, world.size)
     select(settings, registry, asked)
 
-    resume = _of_the_first(resume, world) if resume else _begun(config, world)
+    resume = _of_the_first(resume, world) if resume else None
     run = resume[0] if resume else _new_run(config, world)
     started: Comm | None = None
     try:
+        if held is not None:
+            _lock(run, world, held)
+        if resume is None and config.run.resume:  # after the lock: who had it may just have saved
+            resume = _begun(run, world)
         view.introduce(device, precision, world)
         tokens = _prepare_tokens(config, world, view)
         architecture = architecture_of(config, tokens.vocab_size)
@@ -188,8 +195,7 @@ def prepare_job(
         if started and world.size == 1:  # among others it may wait for them
             started.stop()
         if resume is None and world.is_first and not config.run.resume:
-            with suppress(OSError):  # not empty: something worth keeping was written
-                run.path.rmdir()
+            run_lock.remove_unused(run)
         raise
     return Job(
         config=config,
@@ -210,17 +216,26 @@ def prepare_job(
     )
 
 
-def _begun(config: Config, world: World) -> tuple[RunDirectory, Path] | None:
+def _lock(run: RunDirectory, world: World, held: ExitStack) -> None:
+    """The first rank's lock keeps others out for all; where others are in, all ranks are told."""
+
+    def take() -> str:
+        try:
+            held.enter_context(run_lock.alone_in(run))
+        except ConfigError as error:
+            return str(error)
+        return ""
+
+    if refused := world.share("lock", take):
+        raise ConfigError(refused)
+
+
+def _begun(run: RunDirectory, world: World) -> tuple[RunDirectory, Path] | None:
     """The run that `run.resume` means, if it has saved something; by the first rank's eyes, for a
     network disk may show others an older state.
     """
-    if not config.run.resume:
-        return None
-    if not config.run.name:
-        raise ConfigError("run.resume goes on with the run of a name: give it by --run.name.")
-    path = Path(config.run.dir).expanduser() / config.run.name
-    saved = world.share("begun", lambda: str(bool(listed(path / "checkpoints"))))
-    return (RunDirectory(path), path) if saved == "True" else None
+    saved = world.share("begun", lambda: str(bool(listed(run.checkpoints))))
+    return (run, run.path) if saved == "True" else None
 
 
 def _of_the_first(resume: tuple[RunDirectory, Path], world: World) -> tuple[RunDirectory, Path]:
@@ -233,6 +248,10 @@ def _of_the_first(resume: tuple[RunDirectory, Path], world: World) -> tuple[RunD
 
 
 def _new_run(config: Config, world: World) -> RunDirectory:
+    """The folder of a new run; with `run.resume` that of its name, which may have begun."""
+    if config.run.resume and not config.run.name:
+        raise ConfigError("run.resume goes on with the run of a name: give it by --run.name.")
+
     def make() -> str:
         parent = Path(config.run.dir).expanduser()
         return str(run_directory.create(parent, config.run.name, again=config.run.resume).path)

@@ -6,7 +6,7 @@ import logging
 import math
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from picotron_core.checkpoint.commit import folder_of
@@ -54,10 +54,11 @@ def run_training(settings: Settings, *, resume: tuple[RunDirectory, Path] | None
     with (
         listening(stop, quiet=not world.is_first, ranks=world.size),
         open_view(settings.config, world) as view,
+        ExitStack() as held,
     ):
         try:
             with _memory_errors_explained(settings):
-                job = prepare_job(settings, resume, world, view)
+                job = prepare_job(settings, resume, world, view, held)
                 stop.prepared = True
                 code = _train(job, view, stop)
             world.leave()

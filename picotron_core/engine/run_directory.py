@@ -46,6 +46,10 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

@@ -8,9 +8,9 @@ much, so rank r takes one of each: chunk r, and chunk 2 cp - 1 - r (zigzag). Wit
 
 All but attention is token by token. In attention each rank keeps its queries, and the keys and
 values go round a ring: beside its own a rank has the part at hand, and the next (Liu et al. 2023,
-arXiv:2310.01889; the pairs of chunks are those of Llama 3, arXiv:2407.21783 section 3.3.2). Of every
-part that comes by, a rank computes what its queries see: attention over those keys alone, out and
-its lse, which are merged as the blocks of an online softmax are.
+arXiv:2310.01889; the pairs of chunks are those of Llama 3, arXiv:2407.21783 section 3.3.2). Of
+every part that comes by, a rank computes what its queries see: attention over those keys alone, out
+and its lse, which are merged as the blocks of an online softmax are.
 
     step         0             1             2             3
     rank 0   keys of 0     keys of 3     keys of 2     keys of 1

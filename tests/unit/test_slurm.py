@@ -361,6 +361,81 @@ def test_resubmit_takes_what_stopped_and_nothing_else(picotron, cluster, sweep, 
     assert len(cluster.calls("sbatch")) == 2
 
 
+def queued(cluster: Cluster, *lines: str) -> None:
+    """What squeue tells: number|state|reason|directory."""
+    cluster.stub("squeue", f"print({chr(10).join(lines)!r})")
+
+
+def test_a_job_whose_number_was_not_told_is_found_in_the_queue_by_its_folder(
+    picotron, cluster, tmp_path
+):
+    write_config(tmp_path, "a.toml")
+    cluster.stub("sbatch", "print('Thank you!')")
+    assert picotron("slurm", "a.toml")[0] == 1
+    folder = tmp_path / "slurm" / "a"
+    queued(cluster, "7|RUNNING|None|/elsewhere", f"500|PENDING|Priority|{folder}")
+    _, out, _ = picotron("slurm", "status", "slurm/a")
+    assert out.splitlines()[1].split() == ["0", "500", "a", "pending", "0/1000", "0", "Priority"]
+    assert cluster.calls("squeue")[0][-1] == "--format=%i|%T|%r|%Z"
+    code, out, _ = picotron("slurm", "resubmit", "slurm/a")
+    assert code == 0
+    assert "Nothing to submit: 0 finished, 1 in the queue." in out
+    assert len(cluster.calls("sbatch")) == 1
+    assert not cluster.calls("sacct")  # of no job, it would tell all of today's
+    queued(cluster, f"7|RUNNING|None|{folder}-2", f"8|RUNNING|None|{tmp_path}", "9|RUNNING|None|")
+    cluster.stub("sbatch", "print('501')")
+    _, out, _ = picotron("slurm", "resubmit", "slurm/a")
+    assert "Submitted job 501." in out  # it has left the queue, and others are none of its
+
+
+def test_what_was_submitted_by_hand_is_not_submitted_again(picotron, cluster, sweep, tmp_path):
+    folder = tmp_path / sweep
+    link = tmp_path / "as Slurm | names it"
+    link.symlink_to(folder, target_is_directory=True)
+    queued(
+        cluster,
+        f"123_1|RUNNING|None|{folder}",
+        f"600_1|PENDING|Resources|{folder}",  # a second of this task: the first is told
+        f"600_3|PENDING|Priority|{link}",
+        "601_2|RUNNING|None|/elsewhere",
+    )
+    _, out, _ = picotron("slurm", "status", str(sweep))
+    assert [line.split()[1:4] for line in out.splitlines()[1:6]] == [
+        *(["123_0", "a", "finished"], ["123_1", "b", "running"], ["123_2", "c", "stopped"]),
+        *(["600_3", "d", "pending"], ["123_4", "e", "cancelled"]),
+    ]
+    picotron("slurm", "resubmit", str(sweep))
+    assert "--array=2,4%2" in cluster.calls("sbatch")[1]
+
+
+@pytest.mark.parametrize("number", ["600_[3-4%2]", "600", "600+1"])
+def test_a_job_that_may_be_any_task_of_its_folder_keeps_all_from_the_queue(
+    picotron, cluster, sweep, tmp_path, number
+):
+    queued(cluster, f"{number}|PENDING|None|{tmp_path / sweep}")
+    _, out, _ = picotron("slurm", "resubmit", str(sweep))
+    assert "Nothing to submit: 0 finished, 5 in the queue." in out
+    assert len(cluster.calls("sbatch")) == 1
+
+
+@pytest.mark.parametrize("argument", ["--chdir=/x", "-D /x", "-D/x", "--nice --workdir /x"])
+def test_a_job_starts_in_its_own_folder(picotron, cluster, tmp_path, argument):
+    write_config(tmp_path, "a.toml")
+    code, _, err = picotron("slurm", "a.toml", "--sbatch-arg", argument)
+    assert code == 2
+    assert "a job starts in its own folder" in err
+    assert not cluster.calls("sbatch")
+    assert picotron("slurm", "a.toml")[0] == 0
+    folder = str(tmp_path / "slurm" / "a")
+    words = directives((tmp_path / "slurm" / "a" / "job.sh").read_text())
+    for given in (words, cluster.calls("sbatch")[0]):
+        assert given[given.index("-D") + 1] == folder
+    cluster.stub("sbatch", f"print(1) if os.getcwd() == {folder!r} else None")
+    code, _, err = picotron("slurm", "resubmit", "slurm/a", "--sbatch-arg", argument)
+    assert code == 2
+    assert picotron("slurm", "resubmit", "slurm/a")[0] == 0
+
+
 def test_csv_has_a_row_for_each_run_and_the_settings_that_differ(
     picotron, cluster, sweep, tmp_path
 ):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -13,16 +12,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from picotron_core.cli.slurm.folder import JobFolder, Submission
-from picotron_core.cli.slurm.script import array_word
+from picotron_core.cli.slurm.script import array_word, words_of
 from picotron_core.errors import RunError
 
 
 @dataclass(frozen=True, slots=True)
 class SlurmState:
-    """state: Slurm's word, e.g. RUNNING, TIMEOUT. reason: why it waits, where it does."""
+    """state: Slurm's word, e.g. RUNNING, TIMEOUT. reason: why it waits, where it does. directory:
+    where its script starts.
+    """
 
     state: str
     reason: str = ""
+    directory: str = ""
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether it starts in a folder, under whatever name Slurm knows that by."""
+        try:
+            return os.path.samefile(folder, self.directory)
+        except OSError:  # not told, or not here: on another machine, or removed
+            return False
 
 
 class NoNumberError(RunError):
@@ -44,7 +53,7 @@ def submit(job: JobFolder, tasks: Sequence[int], more: Sequence[str] = ()) -> st
             "--dry-run shows what would be submitted."
         )
     record = job.read()
-    words = [*record.words, *(word for line in more for word in shlex.split(line))]
+    words = [*record.words, *(word for line in more for word in words_of(line))]
     if record.is_array:
         words.append(array_word(tasks, record.max_running))
     answer = _run(["sbatch", *words, "--parsable", "job.sh"], cwd=job.path)
@@ -52,8 +61,8 @@ def submit(job: JobFolder, tasks: Sequence[int], more: Sequence[str] = ()) -> st
     found = re.search(r"^\s*(\d+)\s*(?:;.*)?$", answer, re.M)
     if not found:
         raise NoNumberError(
-            f"sbatch took the job, but told no number. It said: {answer.strip()!r}. Find it with "
-            f"squeue: its folder is {job.path}."
+            f"sbatch took the job, but told no number. It said: {answer.strip()!r}. Find it by its "
+            f"folder: picotron slurm status {job.path}"
         )
     submission = Submission(job_id=found.group(1), tasks=list(tasks))
     job.write(record.model_copy(update={"submissions": [*record.submissions, submission]}))
@@ -62,16 +71,20 @@ def submit(job: JobFolder, tasks: Sequence[int], more: Sequence[str] = ()) -> st
 
 def queue() -> dict[str, SlurmState]:
     """This user's jobs that wait or run, by "123" or "123_4"."""
+    # The directory is last: it may hold any character. A squeue that knows no %Z leaves it out.
     whose = f"--user={os.getuid()}"
-    answer = _run(["squeue", "--noheader", "--array", whose, "--format=%i|%T|%r"])
-    rows = (line.strip().split("|", 2) for line in answer.splitlines() if line.count("|") >= 2)
+    answer = _run(["squeue", "--noheader", "--array", whose, "--format=%i|%T|%r|%Z"])
+    rows = (line.strip().split("|", 3) for line in answer.splitlines() if line.count("|") >= 2)
     return {
-        job: SlurmState(state, "" if reason == "None" else reason) for job, state, reason in rows
+        job: SlurmState(state, "" if reason == "None" else reason, *directory)
+        for job, state, reason, *directory in rows
     }
 
 
 def ended(jobs: Sequence[str]) -> dict[str, SlurmState]:
     """What became of jobs, as the accounting knows."""
+    if not jobs:  # of none, sacct would tell all of today's
+        return {}
     answer = _run(
         [
             *("sacct", "--noheader", "--parsable2", "--allocations"),

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from picotron_core.cli.stop import REQUEUE
+from picotron_core.errors import ConfigError
 
 WARNING_S = 180  # before the time limit: what a step and a save may take
 SAVE_S = 600  # after the first rank's end: what another may need that still writes
@@ -114,8 +115,26 @@ def sbatch_lines(batch: Batch) -> list[list[str]]:
         "signal": f"B:USR1@{WARNING_S}",
     }
     lines = [[f"--{option}={value}"] for option, value in given.items() if value]
+    # Wherever it is submitted from: by this it is found in the queue. The long name of -D has
+    # changed, from --workdir to --chdir.
+    lines.append(["-D", str(batch.folder)])
     lines.append(["--requeue" if batch.requeue else "--no-requeue"])
-    return lines + [shlex.split(line) for line in batch.sbatch]
+    return lines + [words_of(line) for line in batch.sbatch]
+
+
+def words_of(line: str) -> list[str]:
+    """The words of a --sbatch-arg.
+
+    Raises: ConfigError for another directory than the job's folder, by which it is known.
+    """
+    words = shlex.split(line)
+    for word in words:
+        if word.startswith(("-D", "--chd", "--workd")):
+            raise ConfigError(
+                f"--sbatch-arg {word}: a job starts in its own folder, by which it is found in the "
+                "queue. Leave it out: its paths are those of where you call `picotron slurm`."
+            )
+    return words
 
 
 def array_word(tasks: Sequence[int], max_running: int) -> str:
@@ -127,13 +146,13 @@ def array_word(tasks: Sequence[int], max_running: int) -> str:
 
 
 def script(batch: Batch) -> str:
-    """The batch script, whole: it can be submitted by hand, from the job's folder."""
+    """The batch script, whole: it can be submitted by hand."""
     options = sbatch_lines(batch)
     if batch.is_array:
         options.append([array_word(range(batch.tasks), batch.max_running)])
     head = ["#!/bin/bash", *(f"#SBATCH {' '.join(map(_escaped, line))}" for line in options)]
     head += [
-        "# Written by `picotron slurm`. To submit it by hand: sbatch job.sh, in this folder.",
+        "# Written by `picotron slurm`. To submit it by hand: sbatch job.sh",
         "",
         "set -e",
         f"folder={shlex.quote(str(batch.folder))}",

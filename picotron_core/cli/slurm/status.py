@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from picotron_core.cli.slurm import scheduler
-from picotron_core.cli.slurm.folder import JobFolder
+from picotron_core.cli.slurm.folder import JobFolder, Record
 from picotron_core.cli.slurm.progress import Progress, progress, settings_of
 from picotron_core.cli.slurm.scheduler import SlurmState
 from picotron_core.cli.terminal import open_console
@@ -156,8 +156,8 @@ def _of_path(path: Path) -> Iterator[RunState]:
 
 def _of_job(job: JobFolder, *, strict: bool = False) -> list[RunState]:
     record = job.read()
-    ids = record.slurm_ids()
     known = _ask_slurm(sorted({s.job_id for s in record.submissions}), strict=strict)
+    ids = _slurm_ids(job, record, known.queue)
     states = []
     for task in range(len(record.configs)):
         slurm_id = ids.get(task, "")
@@ -175,6 +175,25 @@ def _of_job(job: JobFolder, *, strict: bool = False) -> list[RunState]:
             )
         )
     return states
+
+
+def _slurm_ids(
+    job: JobFolder, record: Record, queue: Mapping[str, SlurmState]
+) -> Mapping[int, str]:
+    """What Slurm calls each task now: as it was submitted last, unless it is in the queue under
+    another number, which sbatch did not tell or a user's own `sbatch job.sh` got.
+    """
+    ids = record.slurm_ids()
+    for slurm_id, state in queue.items():
+        if not state.is_in(job.path):
+            continue
+        number = slurm_id.rpartition("_")[2]
+        # One that is no task of an array, or tells several at once, may be any of them.
+        is_one = record.is_array and "_" in slurm_id and number.isdecimal()
+        for task in [int(number)] if is_one else range(len(record.configs)):
+            if ids.get(task) not in queue:
+                ids[task] = slurm_id
+    return ids
 
 
 def _ask_slurm(jobs: Sequence[str], *, strict: bool) -> Known:

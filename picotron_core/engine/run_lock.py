@@ -1,0 +1,133 @@
+"""Nobody trains in a run's folder in which another process trains.
+
+The first rank holds a lock of the kernel's on a file in the folder. The lock goes when its holder
+ends, even by kill -9; the file stays, and says nothing by being there.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import FileIO
+from pathlib import Path
+
+from picotron_core.engine.run_directory import RunDirectory
+from picotron_core.errors import ConfigError, RunError
+
+# A file system says by these that it has no locks: Lustre without `-o flock`, NFS without lockd.
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+TOLD_CHARS = 200  # of what a lock says: the file may be anybody's
+
+log = logging.getLogger("picotron")
+_held: dict[Path, FileIO] = {}  # by this process
+
+
+@contextmanager
+def alone_in(run: RunDirectory) -> Iterator[None]:
+    """Keep other processes from training in a run's folder.
+
+    Raises: ConfigError where one trains there; RunError where the lock's file cannot be written.
+    """
+    _held[run.lock] = _locked(run)
+    try:
+        yield
+    finally:
+        if file := _held.pop(run.lock, None):
+            file.close()
+
+
+def remove_unused(run: RunDirectory) -> None:
+    """Remove the folder of a run that did not begin, if it holds nothing but this process's lock.
+
+    Whoever waits to open that file finds out, and makes another: see `_locked`.
+    """
+    with suppress(OSError):  # not empty: something worth keeping was written
+        if run.lock in _held and [*run.path.iterdir()] == [run.lock]:
+            run.lock.unlink()
+            _held.pop(run.lock).close()  # or NFS would keep it, and so the folder
+        run.path.rmdir()
+
+
+def _locked(run: RunDirectory) -> FileIO:
+    """The lock's file, locked for as long as it is open."""
+    while True:
+        try:
+            file = _open(run.lock)
+        except OSError as error:
+            raise _not_written(run, error) from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(run.lock, file):
+                _sign(file)
+                return file
+        except BlockingIOError:
+            holder = _told_by(file)
+            file.close()
+            raise ConfigError(
+                f"Another process trains in {run.path}: {holder}. Two would ruin the run. Wait "
+                "until it has ended, or end it there (on SIGTERM it saves first); then start this "
+                "again."
+            ) from None
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                log.warning(
+                    "%s cannot be locked (%s): see to it yourself that no two processes train in "
+                    "that folder at a time",
+                    *(run.lock, error.strerror),
+                )
+                return file
+            file.close()
+            raise _not_written(run, error) from None
+        file.close()  # removed since it was opened, by a start that failed: nobody else sees it
+
+
+def _open(path: Path) -> FileIO:
+    """No link is followed: it is written to, and a run's folder may come from elsewhere."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    return FileIO(os.open(path, flags, 0o666), "r+")
+
+
+def _is_at(path: Path, file: FileIO) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _sign(file: FileIO) -> None:
+    """Say who holds it, and have the disk hold that: it may be read on another machine."""
+    since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+    file.truncate(0)
+    file.write(f"pid {os.getpid()} on {socket.gethostname()}, since {since}\n".encode())
+    os.fsync(file.fileno())
+
+
+def _told_by(file: FileIO) -> str:
+    """Who holds it; it may be about to sign."""
+    told = file.read(TOLD_CHARS).decode(errors="replace").strip()
+    return told if told and told.isprintable() else "it has not yet said which"
+
+
+def _not_written(run: RunDirectory, error: OSError) -> RunError:
+    return RunError(
+        f"Cannot lock {run.lock}: {error.strerror}. Free space, or make it a file that you can "
+        "write to, then start again."
+    )
+
+
+def _let_go() -> None:
+    """A lock lasts while any process has its file open: a fork must not outlast the rank with it.
+    It is closed, not unlocked, which would unlock it for the rank as well.
+    """
+    for file in _held.values():
+        file.close()
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
