@@ -52,8 +52,9 @@ def chunks_of(layers: int, *, stages: int, chunks: int) -> list[list[range]]:
     """
     count = stages * chunks
     if layers < count:
+        of = f" of {chunks} chunks" if chunks > 1 else ""
         raise ConfigError(
-            f"{stages} stages of {chunks} chunks need {count} layers, but the model has {layers}. "
+            f"{stages} stages{of} need {count} layers, but the model has {layers}. "
             f"Use --parallel.pp {max(1, layers // chunks)}."
         )
     sizes = [layers // count + (number < layers % count) for number in range(count)]

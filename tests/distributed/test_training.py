@@ -132,7 +132,7 @@ def check_ring(picotron, run: Path) -> None:
     ("flags", "told"),
     [
         (("--parallel.tp", "3"), "does not divide the model's num_attention_heads"),
-        (("--parallel.pp", "3"), "3 stages of 1 chunks need 3 layers, but the model has 2"),
+        (("--parallel.pp", "3"), "3 stages need 3 layers, but the model has 2"),
         (("--parallel.cp", "3"), "cuts each sequence into 6 chunks, but data.seq_len is"),
         (("--parallel.tp", "2"), "2 ranks hold one copy of the model, but there are 1 ranks"),
     ],
