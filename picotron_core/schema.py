@@ -177,7 +177,7 @@ class Run(Section):
         description="Stop and save so as to be done by then: minutes, hours:minutes:seconds or "
         "days-hours, as for Slurm's --time.",
     )
-    timeout_s: float = Field(600.0, gt=0, description="Longest wait in a collective, in seconds.")
+    timeout_s: float = Field(600.0, gt=0, description="Longest wait for another rank, in seconds.")
     trace: int = Field(
         0,
         ge=0,

@@ -56,6 +56,8 @@ from picotron_core.registry.quarantine import Quarantine, Used
 from picotron_core.registry.select import plugins_named
 from picotron_core.schema import Config
 
+KILLED_S = 2.0  # in which a process that was killed should be gone
+REQUEUED_S = 120.0  # and a machine that lost power, for a file server
 log = logging.getLogger("picotron")
 
 
@@ -137,7 +139,7 @@ def prepare_job(
     started: Comm | None = None
     try:
         if held is not None:
-            _lock(run, world, held)
+            _lock(run, config, world, held)
         if resume is None and config.run.resume:  # after the lock: who had it may just have saved
             resume = _begun(run, world)
         view.introduce(device, precision, world)
@@ -216,17 +218,20 @@ def prepare_job(
     )
 
 
-def _lock(run: RunDirectory, world: World, held: ExitStack) -> None:
-    """The first rank's lock keeps others out for all; where others are in, all ranks are told."""
+def _lock(run: RunDirectory, config: Config, world: World, held: ExitStack) -> None:
+    """The first rank's lock keeps others out for all; where others are in, all ranks are told.
 
-    def take() -> str:
+    A scheduler's start waits longer for the one before: nobody would start it again.
+    """
+    patience_s = min(REQUEUED_S, config.run.timeout_s / 2) if config.run.resume else KILLED_S
+    refused = ""
+    if world.is_first:
         try:
-            held.enter_context(run_lock.alone_in(run))
+            held.enter_context(run_lock.alone_in(run, patience_s=patience_s))
         except ConfigError as error:
-            return str(error)
-        return ""
-
-    if refused := world.share("lock", take):
+            refused = str(error)
+    # `gather`, for no rank leaves it, and fails, before all have heard.
+    if refused := world.gather("lock", refused)[0]:
         raise ConfigError(refused)
 
 

@@ -1,7 +1,8 @@
 """Nobody trains in a run's folder in which another process trains.
 
-The first rank holds a lock of the kernel's on a file in the folder. The lock goes when its holder
-ends, even by kill -9; the file stays, and says nothing by being there.
+The first rank holds a lock of the kernel's on a file in the folder. It goes when its holder ends,
+even by kill -9, if not at once: a large process gives its memory back first, and for a machine that
+lost power a file server keeps it a minute or two. The file stays, and says nothing by being there.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from picotron_core.errors import ConfigError, RunError
 
 # A file system says by these that it has no locks: Lustre without `-o flock`, NFS without lockd.
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+LOOK_S = 0.2  # between two tries
 TOLD_CHARS = 200  # of what a lock says: the file may be anybody's
 
 log = logging.getLogger("picotron")
@@ -29,12 +31,15 @@ _held: dict[Path, FileIO] = {}  # by this process
 
 
 @contextmanager
-def alone_in(run: RunDirectory) -> Iterator[None]:
+def alone_in(run: RunDirectory, *, patience_s: float = 0.0) -> Iterator[None]:
     """Keep other processes from training in a run's folder.
+
+    Args:
+        patience_s: how long one that trains there is waited for.
 
     Raises: ConfigError where one trains there; RunError where the lock's file cannot be written.
     """
-    _held[run.lock] = _locked(run)
+    _held[run.lock] = _locked(run, patience_s)
     try:
         yield
     finally:
@@ -54,8 +59,9 @@ def remove_unused(run: RunDirectory) -> None:
         run.path.rmdir()
 
 
-def _locked(run: RunDirectory) -> FileIO:
+def _locked(run: RunDirectory, patience_s: float) -> FileIO:
     """The lock's file, locked for as long as it is open."""
+    end, told = time.monotonic() + patience_s, False
     while True:
         try:
             file = _open(run.lock)
@@ -69,6 +75,14 @@ def _locked(run: RunDirectory) -> FileIO:
         except BlockingIOError:
             holder = _told_by(file)
             file.close()
+            if time.monotonic() < end:
+                if not told:
+                    log.info(
+                        "%s is locked by %s: waiting up to %.0f s", run.path, holder, patience_s
+                    )
+                told = True
+                time.sleep(LOOK_S)
+                continue
             raise ConfigError(
                 f"Another process trains in {run.path}: {holder}. Two would ruin the run. Wait "
                 "until it has ended, or end it there (on SIGTERM it saves first); then start this "

@@ -7,9 +7,9 @@
 A transport says little. gloo tells that a connection is closed or a time over, which in the end all
 ranks see of each other; NCCL tells nothing, its collectives cannot be left, it aborts the process,
 and whoever asks for more than a GPU's queue holds is stuck in what comes next. So each rank has two
-threads. The *heartbeat* writes into the store where the rank is, and reads from it
-whether another has failed, and whether all hearts beat. The *watchdog* asks nobody, for the store
-may be what is dead: it ends the process where the work does not come back by itself.
+threads. The *heartbeat* writes into the store where the rank is, and reads from it whether another
+has failed, and whether the next one's heart beats. The *watchdog* asks nobody, for the store may be
+what is dead: it ends the process where the work does not come back by itself.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from picotron_core.errors import LostRankError
 from picotron_core.parallel.seen import Seen, answer_of, obituary
 
 POLL_S = 0.5  # between two heartbeats: how soon a rank hears that another has failed
-LOOK = 4  # heartbeats from one look at the others' to the next
 SILENT_S = 2.0  # whoever's heart does not beat for so long, while others look, is gone
 LATE_S = 2.0  # what a wait that ends by itself has, after the timeout, to do so
 # How much later a transport's own timeout is. NCCL aborts the process with it, so by then two looks
@@ -63,7 +62,8 @@ class Watchdog:
     _until: float = 0.0  # it may go on, even if another rank fails
     _waits: Waiting | None = None  # the innermost, where one is within another
     _over: float = math.inf  # when it was heard that the run is over
-    _quiet: float = math.inf  # since when the heart of some rank has not beaten
+    _quiet_s: float = 0.0  # for how long the next rank's heart has not beaten
+    _lost: float = math.inf  # since when there is no connection to the store
     _code: int | None = None  # this rank has failed, and is to leave with it
     _signals: socket.socket | None = None  # what signals come, while the work is in C++
     _speaks: bool = False  # the watchdog may be about to end the process: the work is not to speak
@@ -180,7 +180,7 @@ class Watchdog:
         keys = [f"alive/{rank}" for rank in range(self.size)]
         if self.store.check(keys):
             return list(self.store.multi_get(keys))
-        return [self.store.get(key) if self.store.check([key]) else b"" for key in keys]
+        return [self._heart(rank) for rank in range(self.size)]
 
     def _tell(self, words: str) -> None:
         """The first to say it is who is heard."""
@@ -189,22 +189,35 @@ class Watchdog:
     def _beat(self) -> None:
         from torch.distributed import DistError
 
-        beat, hearts, beaten = 0, [b""] * self.size, [time.monotonic()] * self.size
-        with suppress(DistError):  # the store is gone: who asks will find out
-            while True:
+        beat, heart, looked = 0, b"", time.monotonic()
+        with suppress(DistError):  # the store is gone
+            while not self._stopped.wait(POLL_S if beat else 0):
                 beat += 1
-                waits = self._waits  # once: the main thread may come back meanwhile
-                where = f"in {self._place}, {f'in {waits.what}' if waits else 'at work'}"
-                seen = [beat, where, platform.node(), os.getpid()]
-                self.store.set(f"alive/{self.rank}", json.dumps(seen))
-                self._listen()
-                if beat % LOOK == 0:
-                    before, hearts, now = hearts, self._look(), time.monotonic()
-                    for rank in range(self.size):
-                        beaten[rank] = beaten[rank] if hearts[rank] == before[rank] else now
-                    self._quiet = min(beaten)
-                if self._stopped.wait(POLL_S):
-                    return
+                try:
+                    self._say(beat)
+                    self._listen()
+                    before, since = heart, looked
+                    heart, looked = self._heart((self.rank + 1) % self.size), time.monotonic()
+                except DistError:
+                    if not hasattr(self.store, "clone"):  # torch 2.8
+                        raise
+                    self._lost = time.monotonic()
+                    self.store = self.store.clone()  # which tries for some time
+                    self._lost = math.inf
+                    continue
+                # Of a time in which this rank was frozen a moment counts: others wake up later.
+                passed_s = min(looked - since, 2 * POLL_S)
+                self._quiet_s = self._quiet_s + passed_s if heart == before else 0.0
+
+    def _say(self, beat: int) -> None:
+        waits = self._waits  # once: the main thread may come back meanwhile
+        where = f"in {self._place}, {f'in {waits.what}' if waits else 'at work'}"
+        seen = [beat, where, platform.node(), os.getpid()]
+        self.store.set(f"alive/{self.rank}", json.dumps(seen))
+
+    def _heart(self, rank: int) -> bytes:
+        key = f"alive/{rank}"
+        return bytes(self.store.get(key)) if self.store.check([key]) else b""
 
     def _listen(self) -> None:
         if not self.heard and self.store.check([FAILED]):
@@ -222,11 +235,13 @@ class Watchdog:
                 _leave(self._code)
             elif (over and (waits or now > self._until)) or (waits and waited_s > waits.limit_s):
                 self._end(waits, late=True)
-            # Whatever this rank does. Or a launcher that saw another die told it to end, it may be.
-            elif now > max(self._until, self._quiet + self.timeout_s) or (
-                told_to_end and waited_s > LATE_S
-            ):
-                self._end(waits, late=False)
+            else:
+                silence_s = max(self._quiet_s, now - self._lost)
+                stuck = silence_s > self.timeout_s and now > self._until  # though it waits not
+                # By a launcher, perhaps, that saw another rank die.
+                left_alone = told_to_end and waited_s > LATE_S
+                if stuck or left_alone:
+                    self._end(waits, late=False)
 
     def _signals_within(self, seconds: float) -> bytes:
         assert self._signals

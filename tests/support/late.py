@@ -117,6 +117,10 @@ class LateComm:
         gets = lambda: every().sum(0).view(shape)[place]  # noqa: E731
         return self._ask("reduce_scatter", tensor, output, gets, async_op)
 
+    def broadcast(self, tensor, *, src, group=None, async_op=False):
+        every, place = self._exchange(group, tensor), self._ranks(group).index(src)
+        return self._ask("broadcast", None, tensor, lambda: every()[place], async_op)
+
     def send(self, tensor, *, dst, group=None, async_op=False):
         """Delivered at once, or ranks that wait before they receive would wait for ever."""
         self.board.put(self._message(self.rank, dst, group), tensor)

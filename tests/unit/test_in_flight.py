@@ -105,6 +105,7 @@ LAYOUTS = [
     (2, {"pp": 2}),
     (2, {"pp": 2, "schedule": "interleaved"}),
     (4, {"pp": 2, "zero": 1}),
+    (2, {"tp": 2}),
     (4, {"tp": 2, "sequence": True, "zero": 1}),
 ]
 

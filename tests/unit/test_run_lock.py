@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from io import FileIO
 from pathlib import Path
 
@@ -68,7 +69,8 @@ def test_a_run_that_another_process_trains_is_left_alone_until_that_is_killed(
         ("--resume", "auto"),
         (*tiny, *LONG, "--name", "demo", "--run.resume", "true"),
     ):
-        code, _, err = picotron("train", *command, "--run.time_limit", "0:1")
+        limits = ("--run.time_limit", "0:1", "--run.timeout_s", "1")
+        code, _, err = picotron("train", *command, *limits)
         assert (code, err.count("\n")) == (2, 1), err
         assert err.startswith("error: Another process trains in ")
         assert f"runs/demo: pid {training.pid} on {socket.gethostname()}, since 20" in err
@@ -86,7 +88,8 @@ def test_a_run_that_another_process_trains_is_left_alone_until_that_is_killed(
 
 def test_every_rank_is_told_and_ends_with_the_same_exit_code(tiny, tmp_path):
     run = create(tmp_path / "runs", "demo")
-    command = [*COMMAND, *tiny, "--name", "demo", "--run.resume", "true", "--nproc", "2"]
+    command = [*COMMAND, *tiny, "--name", "demo", "--nproc", "2"]
+    command += ["--run.resume", "true", "--run.timeout_s", "20"]
     with run_lock.alone_in(run):
         ended = subprocess.run(
             command, cwd=tmp_path, capture_output=True, text=True, timeout=WAIT_S, check=False
@@ -124,14 +127,38 @@ def test_what_was_saved_until_the_lock_was_free_is_gone_on_from(
     checkpoints.rename(aside)
     locked = run_lock._locked
 
-    def saved_before(run):
+    def saved_before(*given):
         aside.rename(checkpoints)
-        return locked(run)
+        return locked(*given)
 
     monkeypatch.setattr(run_lock, "_locked", saved_before)
     code, out, _ = picotron(*command, "3")
     assert code == 0
     assert "resumed from" in out
+
+
+def test_who_is_about_to_end_is_waited_for(tmp_path, monkeypatch):
+    run, waits = create(tmp_path, "demo"), []
+    with ExitStack() as other:
+        other.enter_context(run_lock.alone_in(run))
+        mine = run_lock._held.pop(run.lock)
+
+        def goes_in_the_third(seconds):
+            waits.append(seconds)
+            if len(waits) == 3:
+                mine.close()
+
+        monkeypatch.setattr(run_lock.time, "sleep", goes_in_the_third)
+        with run_lock.alone_in(run, patience_s=60):
+            assert len(waits) == 3
+
+
+def test_the_last_word_of_a_lock_is_its_holders(tmp_path):
+    run = create(tmp_path, "demo")
+    run.lock.write_text("pid 1 on a machine of a very long name, since the beginning of time\n" * 9)
+    with run_lock.alone_in(run):
+        (line,) = run.lock.read_text().splitlines()
+    assert line.startswith(f"pid {os.getpid()} on")
 
 
 def test_a_start_that_fails_leaves_no_folder_for_its_lock(picotron, tiny, tmp_path):

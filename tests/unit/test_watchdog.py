@@ -1,11 +1,20 @@
 """What a rank's watchdog knows and says, by two of them over one store in memory."""
 
+import math
+import os
+import socket
+import subprocess
+import sys
 import threading
+import time
+from contextlib import suppress
+from datetime import timedelta
 from threading import Event
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.distributed import HashStore
+from torch.distributed import HashStore, TCPStore
 
 from picotron_core.errors import LostRankError
 from picotron_core.parallel import watchdog as module
@@ -176,3 +185,69 @@ def test_a_fault_of_our_own_is_not_called_the_stores(soon):
     dog.store.set("alive/1", "{")  # as by another version
     with pytest.raises(ValueError, match="Expecting"):
         dog.explain("all_reduce over dp", late=False)
+
+
+def until(holds):
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_heart_that_does_not_beat_is_noticed_and_one_that_does_is_not(soon):
+    store = HashStore()
+    with Beating(store, 0) as dog:
+        until(lambda: dog._quiet_s > 0.5)
+        with Beating(store, 1):
+            until(lambda: dog._quiet_s == 0.0)
+        until(lambda: dog._quiet_s > 0.5)
+
+
+def test_a_rank_that_was_frozen_does_not_blame_who_wakes_up_later(soon, monkeypatch):
+    frozen_s = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + frozen_s)
+    monkeypatch.setattr(module, "time", clock)
+    with Beating(HashStore(), 0) as dog:
+        until(lambda: dog._quiet_s > 0.2)
+        frozen_s = 1e6
+        before = dog._quiet_s
+        until(lambda: dog._quiet_s > before + 0.2)
+        assert dog._quiet_s < 100
+
+
+SERVER = """
+import sys, time
+from torch.distributed import TCPStore
+store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+print(store.port, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_lost_connection_is_made_anew_and_a_lost_store_is_noticed(soon):
+    command = [sys.executable, "-c", SERVER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            port, patience = int(server.stdout.readline()), timedelta(seconds=3)
+            mine, others = (TCPStore("127.0.0.1", port, timeout=patience) for _ in range(2))
+            with Beating(mine, 0) as dog:
+                until(lambda: others.check(["alive/0"]))
+                shut(port, skip=1)
+                before = others.get("alive/0")
+                until(lambda: others.get("alive/0") != before)
+                assert dog._lost == math.inf
+                server.kill()
+                server.wait()
+                until(lambda: dog._lost < math.inf)
+        finally:
+            server.kill()
+
+
+def shut(port, *, skip):
+    """The latest but `skip` of this process's connections to a port."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as connection:
+            found += [int(name)] if connection.getpeername()[1] == port else []
+    with socket.socket(fileno=os.dup(sorted(found)[-1 - skip])) as connection:
+        connection.shutdown(socket.SHUT_RDWR)
