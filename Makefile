@@ -34,7 +34,7 @@ meta: .venv/dev  ## the suite against all wrong and right kernels: about an hour
 	OMP_NUM_THREADS=1 $(BIN)/python tests/meta/kill_matrix.py
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/meta --meta-all
 
-parity: .venv/dev  ## every layout of up to eight ranks against the run of one process: an hour or two
+parity: .venv/dev  ## every layout of up to eight ranks against the run of one process: about an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/distributed/test_layouts.py \
 		tests/distributed/test_resharding.py --all-layouts
 
