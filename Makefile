@@ -12,7 +12,7 @@ test: .venv/dev  ## every test, then the suite on every bundled backend
 	$(BIN)/python -m pytest -q -n 3 --dist worksteal
 	$(BIN)/python -m pytest -q -n 2 --pyargs picotron_conformance --picotron-backend all
 
-slow: .venv/dev  ## what `make test` leaves out: the same with more cases, ten minutes
+slow: .venv/dev  ## what `make test` leaves out: the same with more cases, three to ten minutes
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow
 
 conformance: .venv/dev  ## the full profile on every bundled backend, its report and its certificate
@@ -38,7 +38,7 @@ parity: .venv/dev  ## every layout of up to eight ranks against the run of one p
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/distributed/test_layouts.py \
 		tests/distributed/test_resharding.py --all-layouts
 
-failures: .venv/dev  ## a rank killed, stopped or raising, wherever it may be: twenty minutes
+failures: .venv/dev  ## a rank killed, stopped or raising, wherever it may be: seven to twenty minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/reliability/test_ranks_that_fail.py --every-failure
 
 bench: .venv/dev  ## benchmarks: compare numbers of one run only
