@@ -27,7 +27,7 @@ check: .venv/dev  ## lint, format, types, import law
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-torture: .venv/dev  ## kill -9 two hundred times, half of them in mid save: five to ten minutes
+torture: .venv/dev  ## kill -9 two hundred times, half of them in mid save: two to ten minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/reliability/test_torture.py --kills 100
 
 meta: .venv/dev  ## the suite against all wrong and right kernels: about an hour, writes docs/kill_matrix.md
