@@ -117,7 +117,7 @@ def main() -> int:
 
             def with_saver(number: int) -> None:
                 compute()
-                saver.boundary()
+                saver.move_on()
                 if number == 0:
                     state.step += 1
                     saver.start()

@@ -3,7 +3,7 @@
     step ends | start: copy | next steps, a thread writes | every rank's is done: rank 0's thread
               |             |                             | commits | that too is done: it exists
 
-A rank's thread never speaks to other ranks. `boundary`, which all call after each step, finds out
+A rank's thread never speaks to other ranks. `move_on`, which all call after each step, finds out
 whether all are done with their part; only then does anything follow from it.
 """
 
@@ -142,7 +142,7 @@ class Saver:
         has_room = self._snapshot.make_room(numbers, ranks_here=self._ranks_here)
         # Where one rank must wait for its disk all do: in the next step's collectives they would,
         # after `run.timeout_s`, take it for dead.
-        (all_wait,) = self._move_on(not has_room)
+        (all_wait,) = self.move_on(not has_room)
         if all_wait:
             self._snapshot.give_back()  # or it would lack what the others hold for nothing
         else:
@@ -170,11 +170,11 @@ class Saver:
             self._warn("too little memory to copy the state: training waits for the disk")
             while self._flight and flight.stage == "write":
                 flight.task.join(LOOK_S)
-                self._move_on()
+                self.move_on()
         self.held_s = held_s + time.monotonic() - begin
         return True
 
-    def boundary(self, *mine: bool) -> tuple[bool, ...]:
+    def move_on(self, *mine: bool) -> tuple[bool, ...]:
         """After a step: let the save under way go on where all ranks can.
 
         Args:
@@ -182,7 +182,19 @@ class Saver:
 
         Returns: of each, whether any rank said so.
         """
-        return self._move_on(*mine)
+        busy = self._flight is not None and self._flight.task.is_alive()
+        world = self.state.layout.mesh.world
+        device = self.state.device if world.size > 1 else None  # alone there is nothing to wait for
+        flags = torch.tensor([float(flag) for flag in (busy, *mine)], device=device)
+        # over all ranks: all_reduce(max), the one word that a step costs, and a save
+        world.all_reduce(flags, op="max")
+        with world.watchdog.waiting("all_reduce over world"):  # a wait for the device
+            busy, *said = (bool(flag) for flag in flags.tolist())
+        if self._flight and not busy:
+            begin = time.monotonic()
+            self._go_on(self._flight)
+            self.held_s += time.monotonic() - begin
+        return tuple(said)
 
     def give_up(self) -> None:
         """Raises: NotSavedError on all ranks after `max_misses` saves in a row that failed."""
@@ -212,7 +224,7 @@ class Saver:
         while self.saved != self.state.step:
             if tries:
                 # All ranks try alike, whichever clock is ahead.
-                (late,) = self._move_on(time.monotonic() + self.pause_s > until)
+                (late,) = self.move_on(time.monotonic() + self.pause_s > until)
                 if late or tries >= self.max_misses:
                     raise self._refusal()
                 time.sleep(self.pause_s)
@@ -221,21 +233,6 @@ class Saver:
             self._land()
         return folder_of(self.checkpoints, self.state.step)
 
-    def _move_on(self, *mine: bool) -> tuple[bool, ...]:
-        busy = self._flight is not None and self._flight.task.is_alive()
-        world = self.state.layout.mesh.world
-        device = self.state.device if world.size > 1 else None  # alone there is nothing to wait for
-        flags = torch.tensor([float(flag) for flag in (busy, *mine)], device=device)
-        # over all ranks: all_reduce(max), the one word that a step costs, and a save
-        world.all_reduce(flags, op="max")
-        with world.watchdog.waiting("all_reduce over world"):  # a wait for the device
-            busy, *said = (bool(flag) for flag in flags.tolist())
-        if self._flight and not busy:
-            begin = time.monotonic()
-            self._go_on(self._flight)
-            self.held_s += time.monotonic() - begin
-        return tuple(said)
-
     def _land(self) -> None:
         """Until nothing is under way. Ranks look at each other meanwhile: one that waited in a
         collective for another's disk would, after `run.timeout_s`, take it for dead.
@@ -243,7 +240,7 @@ class Saver:
         self._hurry.set()
         while self._flight:
             self._flight.task.join(LOOK_S)
-            self._move_on()
+            self.move_on()
         self._hurry.clear()
 
     def _go_on(self, flight: Flight) -> None:

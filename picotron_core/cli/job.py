@@ -127,7 +127,8 @@ def prepare_job(
         reduce=config.train.reduce_dtype,
     )
     # A wish that cannot be met must not cost a tokenisation: the vocabulary decides no backend.
-    draft, replicas = draft_of(config), replicas_of(config, world.size)
+    draft = draft_of(config)
+    replicas = replicas_of(config, draft, world.size)
     if world.is_first:
         for idle in idle_settings(config.parallel, replicas=replicas):
             log.warning("%s: it changes nothing here", idle)

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from picotron_core.cli import INTERRUPTED
-from picotron_core.cli.model import replicas_of
+from picotron_core.cli.model import draft_of, replicas_of
 from picotron_core.cli.stop import REQUEUE
 from picotron_core.errors import RunError
 from picotron_core.parallel.world import WORD, make_ready
@@ -34,7 +34,7 @@ def launch(nproc: int, arguments: Sequence[str], config: Config) -> int:
         torchrun, which starts ranks of its own, and for that layout.
     """
     make_ready(nproc)
-    replicas_of(config, nproc)
+    replicas_of(config, draft_of(config), nproc)
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

@@ -41,14 +41,14 @@ def draft_of(config: Config) -> Architecture:
     return architecture_of(config, 1 if config.model.path else config.data.vocab_size)
 
 
-def replicas_of(config: Config, world_size: int) -> int:
+def replicas_of(config: Config, architecture: Architecture, world_size: int) -> int:
     """How many copies of the model so many ranks hold.
 
     Raises: ConfigError for a layout that this model, or this number of ranks, does not allow.
     """
     return refuse_layout(
         config.parallel,
-        draft_of(config),
+        architecture,
         world_size=world_size,
         seq_len=config.data.seq_len,
         accumulation=config.train.accumulation,

@@ -50,7 +50,7 @@ def plan(settings: Settings, *, nproc: int, as_json: bool) -> int:
     precision = choose_precision(train.dtype, [device], reduce=train.reduce_dtype)
     whole = draft_of(config)
     nproc = nproc or config.parallel.pp * config.parallel.cp * config.parallel.tp
-    replicas = replicas_of(config, nproc)
+    replicas = replicas_of(config, whole, nproc)
     wanted = training_requests(settings, whole, device, precision.compute, nproc)
     selections = select(settings, registry, wanted)
     work = work_of(config, whole, device, precision, replicas, selections)

@@ -143,7 +143,7 @@ def _loop(job: Job, view: View, stop: Stop, saver: Saver) -> int:
         _saved_if_not_finite(job, saver),
     ):
         # What was asked while this was prepared, or went back to an earlier checkpoint.
-        interrupted, ended, _ = saver.boundary(stop.interrupted, stop.ended, False)
+        interrupted, ended, _ = saver.move_on(stop.interrupted, stop.ended, False)
         for of_this_step in () if interrupted or ended else records:
             step = job.state.step
             step_s = next(r.step_s for r in of_this_step if isinstance(r, StepRecord))
@@ -152,7 +152,7 @@ def _loop(job: Job, view: View, stop: Stop, saver: Saver) -> int:
             saved = saver.saved
             # All ranks must leave the loop at the same step, whichever was asked to.
             # Before anything else is written: of a save that failed it leaves nothing on the disk.
-            interrupted, ended, due = saver.boundary(stop.interrupted, stop.ended or late, due)
+            interrupted, ended, due = saver.move_on(stop.interrupted, stop.ended or late, due)
             if not (interrupted or ended):  # which end with a save, and tries of its own
                 saver.give_up()
             if job.world.is_first:

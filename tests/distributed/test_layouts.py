@@ -286,3 +286,13 @@ def test_a_ring_sends_keys_and_values_unexpanded_and_no_more_than_once_round(run
         # Forward and backward pass them on three times, and backward their gradients four.
         assert sum(sent) == layers * (3 + 3 + 4) * part
         assert set(sent) == {part}
+
+
+def test_the_docs_tell_how_many_layouts_there_are():
+    sizes = range(1, 9)
+    every = sum(len(list(all_of(size, *degrees))) for size in sizes for degrees in degrees_of(size))
+    assert (every, sum(map(len, FEW.values()))) == (840, 13)
+    for page in ("README.md", "docs/parallelism.md"):
+        text = (Path(__file__).parents[2] / page).read_text()
+        assert "840 layouts" in text
+        assert "thirteen" in text

@@ -55,7 +55,7 @@ def test_training_changes_the_state_while_the_copy_is_written(tmp_path):
     saving = saver(state, tmp_path, disk=disk)
     assert saving.start()
     move_on(state, 2)
-    assert saving.boundary() == ()
+    assert saving.move_on() == ()
     assert saving.under_way
     assert not saving.start()  # one at a time, and the one that was not begun is counted
     assert saving.skipped == 1
@@ -79,7 +79,7 @@ def test_the_look_at_what_all_said_is_watched(tmp_path, monkeypatch):
         return real(tensor)
 
     monkeypatch.setattr(torch.Tensor, "tolist", look_at)
-    assert saver(state, tmp_path).boundary(True, False) == (True, False)
+    assert saver(state, tmp_path).move_on(True, False) == (True, False)
     assert watched == [True]
 
 
@@ -204,7 +204,7 @@ def test_a_save_is_done_before_older_ones_are_looked_at(tmp_path, monkeypatch):
     saving.start()
     for _ in range(2):  # its file, its commit
         saving._flight.task.join(20)
-        saving.boundary()
+        saving.move_on()
     assert (saving.saved, saving.misses, saving.under_way) == (1, 0, True)
     assert find_checkpoint(tmp_path).manifest.step == 1
     may.set()
@@ -221,7 +221,7 @@ def test_steps_between_are_no_time_of_writing(tmp_path, monkeypatch):
     while saving.under_way:
         saving._flight.task.join()
         clock.now += 100  # a long step
-        saving.boundary()
+        saving.move_on()
     assert (saving.saved, saving.write_s) == (1, 0.0)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tomli_w
 
-from picotron_core.cli.model import replicas_of
+from picotron_core.cli.model import draft_of, replicas_of
 from picotron_core.config import Rule, Settings
 from picotron_core.errors import ConfigError
 from picotron_core.registry.plugins import load_registry
@@ -21,7 +21,7 @@ def check(settings: Settings, *, world_size: int, gpus: bool) -> None:
         backend that nobody has, for a device that the nodes were not asked to have.
     """
     config = settings.config
-    replicas_of(config, world_size)
+    replicas_of(config, draft_of(config), world_size)
     if config.run.device == "cuda" and not gpus:
         raise ConfigError(
             "run.device = 'cuda', but the job has no GPUs: ask for them with --gpus-per-node N."
