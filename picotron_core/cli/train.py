@@ -33,6 +33,7 @@ from picotron_core.errors import (
     NotSavedError,
     PicotronError,
     RunError,
+    is_out_of_memory,
 )
 from picotron_core.parallel.world import join, leave_word
 from picotron_core.registry.breadcrumb import breadcrumb
@@ -258,10 +259,7 @@ def _memory_errors_explained(settings: Settings) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        text = str(error)
-        if not isinstance(error, MemoryError) and not any(
-            sign in text for sign in ("out of memory", "can't allocate memory", "not enough memory")
-        ):
+        if not is_out_of_memory(error):
             raise
         raise RunError(
             f"Out of memory. Lower --train.micro_batch (now {settings.config.train.micro_batch}; "

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from picotron_core.errors import DataError, did_you_mean
+from picotron_core.errors import DataError, did_you_mean, reason
 
 BLOCK = 1 << 20  # bytes read at a time where a whole file is not needed
 
@@ -124,8 +124,7 @@ def read_parquet(path: Path, text_field: str) -> Iterator[str]:
                     yield _checked(value, f"{path}, row {number}", text_field)
                     number += 1
     except pyarrow.ArrowException as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path} is not whole Parquet: {reason}. Fetch it anew.") from None
+        raise DataError(f"{path} is not whole Parquet: {reason(error)}. Fetch it anew.") from None
 
 
 def hub_source(name: str, *, text_field: str, split: str) -> Source:
@@ -135,10 +134,9 @@ def hub_source(name: str, *, text_field: str, split: str) -> Source:
     try:
         rows = datasets.load_dataset(name, split=split)
     except Exception as error:  # the library and the hub raise dozens of kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"No path {name} here, and the dataset {name!r} (split {split!r}) cannot be loaded: "
-            f"{reason} Check --data.paths and --data.split."
+            f"{reason(error)}. Check --data.paths and --data.split."
         ) from error
     if text_field not in rows.column_names:
         raise DataError(_no_field(f"dataset {name!r}", text_field, rows.column_names))

@@ -11,7 +11,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from picotron_core.errors import ConfigError
+from picotron_core.errors import ConfigError, reason
 
 EOS = "<|endoftext|>"
 SMALLEST_VOCAB = 257  # every byte, and EOS: below that some text could not be written
@@ -129,10 +129,9 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
     try:
         loaded = AutoTokenizer.from_pretrained(found if path.exists() else name_or_path)
     except Exception as error:  # files, hub, Rust: each raises its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"Cannot load the tokenizer {name_or_path!r}: {reason} Check --data.tokenizer: a "
-            "folder with tokenizer.json and tokenizer_config.json, or a name on the hub."
+            f"Cannot load the tokenizer {name_or_path!r}: {reason(error)}. Check --data.tokenizer: "
+            "a folder with tokenizer.json and tokenizer_config.json, or a name on the hub."
         ) from error
     fast = getattr(loaded, "backend_tokenizer", None)
     if not isinstance(fast, tokenizers.Tokenizer):

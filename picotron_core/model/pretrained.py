@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from picotron_core.errors import ConfigError
+from picotron_core.errors import ConfigError, reason
 from picotron_core.model.architecture import Architecture
 from picotron_core.model.init import Values, fill
 from picotron_core.model.llama import Llama
@@ -83,7 +83,7 @@ def _readable(folder: Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, OSError) as error:
-        raise ConfigError(f"The weights in {folder} cannot be read: {_one_line(error)}") from error
+        raise ConfigError(f"The weights in {folder} cannot be read: {reason(error)}") from error
 
 
 def _folder(path_or_name: str | Path, patterns: list[str]) -> Path:
@@ -106,7 +106,7 @@ def _folder(path_or_name: str | Path, patterns: list[str]) -> Path:
     except (errors.HFValidationError, transport_error, OSError) as error:
         raise ConfigError(
             f"{name!r} is neither a folder here nor a repository that the Hugging Face hub gave: "
-            f"{_one_line(error)}"
+            f"{reason(error)}"
         ) from error
 
 
@@ -131,14 +131,14 @@ def _tensor_files(folder: Path) -> dict[str, str]:
         with safe_open(single, framework="pt", device="cpu") as shard:
             return dict.fromkeys(shard.keys(), single.name)
     except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{single} cannot be read: {_one_line(error)}") from error
+        raise ConfigError(f"{single} cannot be read: {reason(error)}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON: {_one_line(error)}") from error
+        raise ConfigError(f"{path} cannot be read as JSON: {reason(error)}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no JSON object.")
     return content
@@ -172,7 +172,3 @@ def _check_tied_head(head: Any, embedding: Any, folder: Path) -> None:
                 f"{folder} has tie_word_embeddings, but its {_HEAD} differs from {_EMBEDDING}: set "
                 "tie_word_embeddings to false in its config.json."
             )
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

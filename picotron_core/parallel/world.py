@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from picotron_core.errors import ConfigError, LostRankError, RunError
+from picotron_core.errors import ConfigError, LostRankError, RunError, reason
 from picotron_core.parallel.watchdog import Watchdog
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -167,8 +167,7 @@ def join(*, timeout_s: float) -> World:
         store, _, _ = next(rendezvous("env://", rank, size, timeout=timedelta(seconds=timeout_s)))
     except (DistError, RuntimeError, OSError) as error:
         where = f"{values['MASTER_ADDR']}:{values['MASTER_PORT']}"
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RunError(f"Rank {rank} cannot meet the others at {where}: {reason}.") from None
+        raise RunError(f"Rank {rank} cannot meet the others at {where}: {reason(error)}.") from None
     launched = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     watchdog = Watchdog(
         rank=rank,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from picotron_core.errors import reason
 from picotron_core.ops.loss import IGNORE_INDEX
 from picotron_core.ops.optimizer import STATES, AdamW
 from picotron_core.registry.types import Candidate, Code, Kernel, Level, Reason, Request
@@ -41,7 +42,7 @@ def probe(kernel: Kernel, reference: Kernel, request: Request) -> Reason | None:
         wanted = _run(call, reference, inputs, request, "cpu")
         return _compare(found, wanted, request)
     except Exception as error:  # noqa: BLE001 - whatever a kernel raises here rules it out
-        return _failed(f"raised {type(error).__name__}: {_first_line(error)}")
+        return _failed(f"raised {type(error).__name__}: {reason(error)}")
 
 
 def reference_for(op: str, candidates: Iterable[Candidate]) -> Candidate | None:
@@ -112,10 +113,6 @@ def _failed(detail: str) -> Reason:
         detail=f"its trial run {detail}",
         fix="Update the backend's package, or report it to its authors",
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]
 
 
 def _attention(request: Request) -> tuple[Tensors, Call]:

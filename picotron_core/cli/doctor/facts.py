@@ -6,7 +6,7 @@ import importlib
 import warnings
 
 from picotron_core.cli.doctor.child import Record
-from picotron_core.errors import PicotronError
+from picotron_core.errors import PicotronError, one_line, reason
 from picotron_core.hardware import Device, refuse_without_kernels
 
 
@@ -15,7 +15,7 @@ def import_torch() -> str:
     try:
         importlib.import_module("torch")
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it raises is the finding
-        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        return f"{type(error).__name__}: {reason(error)}"
     return ""
 
 
@@ -42,7 +42,7 @@ def torch_facts(ask_driver: bool) -> Record:
         "hip": torch.version.hip or "",
         "arch_list": flags.split() if flags else [],
         "cuda_available": available,
-        "cuda_says": why[0].splitlines()[0] if why else "",
+        "cuda_says": one_line(why[0]) if why else "",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
 

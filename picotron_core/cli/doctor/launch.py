@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from picotron_core.errors import reason
 from picotron_core.registry import Candidate, Kernel, Level, Request
 from picotron_core.registry.plugins import Registry
 from picotron_core.registry.probe import probe
@@ -17,10 +18,10 @@ def launch(candidate: Candidate, request: Request, registry: Registry, place: st
         kernel = candidate.backend.load()
         if request.op == "comm":
             return _all_reduce(kernel, torch.device(place))
-        reason = probe(kernel, _reference(request.op, registry), request)
+        refused = probe(kernel, _reference(request.op, registry), request)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a kernel's failure is the finding
-        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-    return "" if reason is None else reason.detail
+        return f"{type(error).__name__}: {reason(error)}"
+    return "" if refused is None else refused.detail
 
 
 def is_poisoned(place: str) -> bool:

@@ -8,6 +8,7 @@ import time
 import torch
 
 from picotron_core.engine.metrics import matrix_product_rate
+from picotron_core.errors import reason
 
 COPY_BYTES = {"cpu": 128 << 20, "cuda": 512 << 20}  # no cache holds this
 COPY_S = 0.2
@@ -26,7 +27,7 @@ def copy_rate(place: str) -> tuple[float | None, str]:
                 torch.cuda.synchronize(device)
             best = min(best, time.perf_counter() - start)
     except RuntimeError as error:  # out of memory, say
-        return None, _first_line(error)
+        return None, reason(error)
     return 2 * source.numel() / best, ""
 
 
@@ -35,8 +36,4 @@ def product_rate(dtype: str, place: str) -> tuple[float | None, str]:
     try:
         return matrix_product_rate(getattr(torch, dtype), torch.device(place)), ""
     except RuntimeError as error:
-        return None, _first_line(error)
-
-
-def _first_line(error: RuntimeError) -> str:
-    return (str(error).splitlines() or [""])[0]
+        return None, reason(error)
