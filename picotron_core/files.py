@@ -13,31 +13,74 @@ import os
 import shutil
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
 BLOCK = 1 << 22
+IS_LINK = "is a link, and links are not followed here"
+# Opening a pipe waits for its other end; for a plain file this flag means nothing.
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 def crc32(path: Path) -> int:
     """CRC-32 of a file's bytes."""
+    with path.open("rb", buffering=0) as file:
+        return crc32_of(file)
+
+
+def crc32_of(file: FileIO) -> int:
+    """CRC-32 of the bytes of an open file, from where it stands to its end."""
     value = 0
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            value = zlib.crc32(block, value)
+    while block := file.read(BLOCK):
+        value = zlib.crc32(block, value)
     return value
 
 
-def open_regular(path: Path) -> FileIO:
+class ForeignOwnerError(PermissionError):
+    """A file or folder belongs to a user whose files are not trusted here."""
+
+
+def user_id() -> int:
+    """The user whose files this process creates; 0 where the system has no such numbers."""
+    return os.geteuid() if hasattr(os, "geteuid") else 0
+
+
+def trusted_owners(folder: Path) -> frozenset[int]:
+    """The users whose files in a shared folder count as this user's own: this user, root, and the
+    owner of the folder, who could replace everything in it.
+
+    Raises: OSError where there is no such folder.
+    """
+    return frozenset({user_id(), 0, folder.stat().st_uid})
+
+
+def refuse_owner(path: Path, status: os.stat_result, owners: Collection[int]) -> None:
+    """Raises: ForeignOwnerError where `status`, that of `path`, has an owner not in `owners`."""
+    if status.st_uid not in owners:
+        whom = f"belongs to user {status.st_uid}, who is neither you, root, nor the folder's owner"
+        raise ForeignOwnerError(errno.EPERM, whom, str(path))
+
+
+def open_regular(path: Path, *, owners: Collection[int] | None = None) -> FileIO:
     """Open a file for reading: neither the target of a link nor a pipe, which would wait for a
     writer.
 
-    Raises: OSError.
+    Args:
+        owners: the users to whom it may belong; None for anyone.
+
+    Raises: ForeignOwnerError; OSError.
     """
-    return _regular(path, os.O_RDONLY, "rb")
+    file = _regular(path, os.O_RDONLY, "rb")
+    if owners is not None:
+        try:
+            refuse_owner(path, os.fstat(file.fileno()), owners)
+        except ForeignOwnerError:
+            file.close()
+            raise
+    return file
 
 
 def create(path: Path, *, mode: int = 0o666) -> FileIO:
@@ -61,11 +104,26 @@ def open_append(path: Path, *, mode: int = 0o666) -> FileIO:
 
 def open_update(path: Path, *, mode: int = 0o666) -> FileIO:
     """Open a file for reading and writing with its content kept, making it where it does not
-    exist: what a lock is taken on.
+    exist.
 
     Raises: OSError where the name is a link, a pipe or a folder.
     """
     return _regular(path, os.O_RDWR | os.O_CREAT, "r+b", mode)
+
+
+def open_lock(path: Path) -> FileIO:
+    """Open a file to take a lock on, making it where it does not exist. One that another user made
+    is opened for reading, which is enough for `flock`.
+
+    Raises: OSError where the name is a link, a pipe or a folder, or the file cannot be opened.
+    """
+    try:
+        return open_update(path)
+    except PermissionError as refused:
+        try:
+            return open_regular(path)
+        except FileNotFoundError:
+            raise refused from None
 
 
 @contextmanager
@@ -78,8 +136,7 @@ def replacing(path: Path) -> Iterator[FileIO]:
     Raises: OSError.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")  # ranks may write alike
-    with suppress(FileNotFoundError):
-        temporary.unlink()  # of a process of the same number that was killed, or a link
+    remove_file(temporary)  # of a process of the same number that was killed, or a link
     with create(temporary) as file:
         try:
             yield file
@@ -126,7 +183,23 @@ def make_folder(path: Path, *, mode: int = 0o777) -> None:
     """
     path.mkdir(mode=mode, parents=True, exist_ok=True)
     if path.is_symlink():
-        raise OSError(errno.ELOOP, "is a link, and links are not followed here", str(path))
+        raise OSError(errno.ELOOP, IS_LINK, str(path))
+
+
+def rename(path: Path, new: Path) -> None:
+    """Give a file or a folder another name on the same disk; a file or link at `new` is replaced.
+
+    Raises: OSError.
+    """
+    path.rename(new)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, or a link but not its target; nothing happens where there is nothing.
+
+    Raises: OSError.
+    """
+    path.unlink(missing_ok=True)
 
 
 def remove_tree(path: Path) -> None:
@@ -147,13 +220,12 @@ def refuse_links(folder: Path, *names: str) -> None:
     """
     for name in names:
         if (folder / name).is_symlink():
-            message = "is a link, and links in a run's folder are not followed"
-            raise OSError(errno.ELOOP, message, str(folder / name))
+            raise OSError(errno.ELOOP, IS_LINK, str(folder / name))
 
 
 def fsync(path: Path) -> None:
     """Have the disk hold a file, or the entries of a folder, before going on."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY | _NO_WAIT)
     try:
         os.fsync(descriptor)
     finally:
@@ -161,9 +233,12 @@ def fsync(path: Path) -> None:
 
 
 def _regular(path: Path, flags: int, mode: str, permissions: int = 0o666) -> FileIO:
-    # O_NONBLOCK: opening a pipe waits for its other end; for a plain file it means nothing.
-    flags |= getattr(os, "O_NONBLOCK", 0) | _NO_LINK
-    descriptor = os.open(path, flags, permissions)
+    try:
+        descriptor = os.open(path, flags | _NO_WAIT | _NO_LINK, permissions)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EMLINK):  # how systems say "a link"
+            raise
+        raise OSError(errno.ELOOP, IS_LINK, str(path)) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a plain file", str(path))

@@ -9,6 +9,7 @@ from picotron_core.cli.selection import open_quarantine
 from picotron_core.cli.terminal import open_console
 from picotron_core.config import Settings
 from picotron_core.errors import ConfigError, did_you_mean
+from picotron_core.files import remove_file
 from picotron_core.registry import normalise
 from picotron_core.registry.quarantine import Entry
 
@@ -31,7 +32,7 @@ def run_quarantine(settings: Settings, action: str, plugin: str) -> int:
         _show([entry for _, entry in mine])
         return 0
     for path, _ in mine:
-        path.unlink(missing_ok=True)
+        remove_file(path)
     print(f"Forgot {len(mine)} verdict{'s' * (len(mine) != 1)}: the next run tries again.")
     return 0
 

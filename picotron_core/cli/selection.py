@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from picotron_core.config import Settings
+from picotron_core.data.cache_folder import own_folder
 from picotron_core.errors import BackendError, ConfigError
 from picotron_core.hardware import Device, find, refuse_without_kernels, stand_in
 from picotron_core.model.architecture import Architecture
@@ -33,7 +34,7 @@ def open_quarantine(
     settings: Settings, agree: Agree = lambda what, mine: mine, local_rank: int = 0
 ) -> Quarantine:
     """Where plugins are tried, after what former runs left there was judged."""
-    folder = Path(settings.config.data.cache_dir).expanduser() / "trials"
+    folder = own_folder(Path(settings.config.data.cache_dir).expanduser(), "trials")
     quarantine = Quarantine(folder, agree, index=local_rank)
     for sentence in sweep(quarantine):
         log.warning("%s", sentence)

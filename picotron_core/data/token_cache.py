@@ -1,22 +1,27 @@
 """Tokenise once: the cache of token files, keyed by everything that decides their content.
 
 A cache appears by one rename of a finished folder, so that a killed build leaves nothing that
-could be taken for a whole one. Builders of one key queue on a file lock, which the kernel releases
-however its holder ends; whoever holds it may sweep what dead builders left.
+could be taken for a whole one. `cache_folder` says whose entries count and what is swept.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-import shutil
-import tempfile
+import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from os.path import lexists, realpath
 from pathlib import Path
 
+from picotron_core.data.cache_folder import (
+    entry_of,
+    new_folder,
+    only_builder,
+    protect,
+    remove,
+    sweep,
+)
 from picotron_core.data.corpus import Corpus
 from picotron_core.data.split import Part, Split, parted, plan_split
 from picotron_core.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
@@ -32,13 +37,22 @@ from picotron_core.data.tokens import (
     write_meta,
 )
 from picotron_core.errors import DataError
-from picotron_core.files import fsync
+from picotron_core.files import (
+    create,
+    fsync,
+    make_folder,
+    rename,
+    trusted_owners,
+    write_all,
+)
 
+log = logging.getLogger("picotron")
 __all__ = ["Progress", "Tokens", "open_tokens", "prepare", "token_dtype"]
 
 # (stage, bytes done, bytes in all; 0 in all: not known)
 Progress = Callable[[str, int, int], None]
 
+WAITING = "waiting for another process to tokenise"
 PIECE_CHARS = 1 << 19  # a longer document is encoded in pieces, on many cores
 BATCH_CHARS = 1 << 22  # text in flight; a token in flight costs the encoder some 100 bytes
 TRAINING_BYTES = 1 << 26  # text that a tokenizer is trained on, at most
@@ -75,22 +89,28 @@ def prepare(
     token_dtype(loaded.vocab_size if loaded else vocab_size)  # refuse before any work
     parts = [FORMAT, corpus.fingerprint(), *spec, val_fraction, seed]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-    cache_dir = cache_dir.expanduser()
-    folder = cache_dir / key
-    if os.path.exists(folder):  # unlike Path.exists, never raises
-        return open_tokens(folder)
+    cache_dir = Path(realpath(cache_dir.expanduser()))  # what is in it may not be a link
     try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with _only_builder(cache_dir, key, report):
-            _sweep(cache_dir, key)
-            if not folder.exists():  # else another built it while this one queued
-                _build(corpus, loaded, vocab_size, val_fraction, seed, folder, report)
+        make_folder(cache_dir)
+        while not lexists(folder := entry_of(cache_dir, key)):
+            with only_builder(folder.parent, key, lambda: report(WAITING, 0, 0)) as alone:
+                if alone:
+                    sweep(folder.parent, key)
+                if entry_of(cache_dir, key) == folder and not lexists(folder):
+                    _build(corpus, loaded, vocab_size, val_fraction, seed, folder, report)
+                # Else another process built it meanwhile, or another user, who may not be trusted.
+        if folder.parent != cache_dir:
+            log.warning(
+                "%s belongs to a user who is neither you, root nor the owner of that folder: using "
+                "%s instead",
+                *(cache_dir / key, folder),
+            )
     except OSError as error:
         raise DataError(
             f"Cannot write the token cache in {cache_dir}: {error.strerror or error}. Free or "
             "unlock that disk, or choose another folder with --data.cache_dir."
         ) from error
-    return open_tokens(folder)
+    return open_tokens(folder, owners=trusted_owners(cache_dir))
 
 
 def _build(
@@ -102,7 +122,7 @@ def _build(
     folder: Path,
     report: Progress,
 ) -> None:
-    making = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    making = new_folder(folder)
     try:
         split = plan_split(
             corpus.documents(),
@@ -120,19 +140,20 @@ def _build(
         tokenizer.save(making)
         text_bytes_of = _write_tokens(corpus, tokenizer, split, making, report)
         write_meta(making, tokenizer=tokenizer, text_bytes=text_bytes_of, label=corpus.label)
+        protect(making)
         # The files before the rename, the rename before anybody counts on it: a power cut
         # leaves a whole cache or none.
         for name in (*FILES.values(), *TOKENIZER_FILES, META):
             fsync(making / name)
         fsync(making)
         try:
-            making.rename(folder)
+            rename(making, folder)
         except OSError:
             if not folder.exists():  # else a builder that no lock reaches was first: as good
                 raise
         fsync(folder.parent)
     finally:
-        shutil.rmtree(making, ignore_errors=True)
+        remove(making)
 
 
 def _training_text(corpus: Corpus, split: Split) -> tuple[Iterator[str], int]:
@@ -157,13 +178,11 @@ def _write_tokens(
     text_bytes: dict[Part, int] = {"train": 0, "validation": 0}
     vocab_size, eos = tokenizer.vocab_size, [tokenizer.eos_id]
     with ExitStack() as stack:
-        files = {
-            part: stack.enter_context((making / name).open("wb")) for part, name in FILES.items()
-        }
+        files = {part: stack.enter_context(create(making / name)) for part, name in FILES.items()}
         for batch in _batches(parted(corpus.documents(), split)):
             encoded = tokenizer.encode_batch([piece for _, piece, _ in batch])
             for (part, piece, last), ids in zip(batch, encoded, strict=True):
-                files[part].write(fit_tokens(ids + eos if last else ids, vocab_size).data)
+                write_all(files[part], fit_tokens(ids + eos if last else ids, vocab_size).data)
                 text_bytes[part] += len(piece.encode())
             report("tokenising", sum(text_bytes.values()), split.total_bytes)
     if not all(text_bytes.values()):
@@ -200,29 +219,3 @@ def _pieces(text: str) -> Iterator[tuple[str, bool]]:
         yield text[start:end], False
         start = end
     yield text[start:], True
-
-
-@contextmanager
-def _only_builder(cache_dir: Path, key: str, report: Progress) -> Iterator[None]:
-    """Hold the lock of one key."""
-    with (cache_dir / f".{key}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report("waiting for another process to tokenise", 0, 0)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _sweep(cache_dir: Path, key: str) -> None:
-    """Remove what builders left that died, of this key (whose lock is held) and of others."""
-    for left in cache_dir.glob(".*.*/"):
-        other = left.name.split(".")[1]
-        with ExitStack() as stack:
-            if other != key:
-                lock = stack.enter_context((cache_dir / f".{other}.lock").open("w"))
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue  # its builder lives
-            shutil.rmtree(left)

@@ -12,6 +12,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from picotron_core.errors import ConfigError, reason
+from picotron_core.files import make_folder, replace_text
 
 EOS = "<|endoftext|>"
 SMALLEST_VOCAB = 257  # every byte, and EOS: below that some text could not be written
@@ -55,16 +56,15 @@ class Tokenizer:
     def save(self, directory: Path | str) -> None:
         """Write the two files that transformers' `AutoTokenizer.from_pretrained` reads."""
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        text = self.backend.to_str(pretty=True)
-        (directory / "tokenizer.json").write_text(text, encoding="utf-8")
+        make_folder(directory)
+        replace_text(directory / "tokenizer.json", self.backend.to_str(pretty=True))
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": self.backend.id_to_token(self.eos_id),
             "clean_up_tokenization_spaces": False,
         }
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        (directory / "tokenizer_config.json").write_text(text, encoding="utf-8")
+        replace_text(directory / "tokenizer_config.json", text)
 
 
 def open_tokenizer(directory: Path, *, eos_id: int) -> Tokenizer:
@@ -72,6 +72,11 @@ def open_tokenizer(directory: Path, *, eos_id: int) -> Tokenizer:
     return Tokenizer(
         backend=tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json")), eos_id=eos_id
     )
+
+
+def read_tokenizer(content: bytes, *, eos_id: int) -> Tokenizer:
+    """The tokenizer in the content of a tokenizer.json that `Tokenizer.save` wrote."""
+    return Tokenizer(backend=tokenizers.Tokenizer.from_str(content.decode()), eos_id=eos_id)
 
 
 def train_tokenizer(

@@ -8,9 +8,12 @@
 from __future__ import annotations
 
 import json
+import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,15 @@ import numpy as np
 import numpy.typing as npt
 
 from picotron_core.data.split import Part
-from picotron_core.data.tokenizer import Tokenizer, open_tokenizer
-from picotron_core.errors import ConfigError, DamagedFileError
-from picotron_core.files import crc32
+from picotron_core.data.tokenizer import Tokenizer, read_tokenizer
+from picotron_core.errors import ConfigError, DamagedFileError, DataError
+from picotron_core.files import (
+    ForeignOwnerError,
+    crc32,
+    crc32_of,
+    open_regular,
+    replace_text,
+)
 
 FORMAT = 1
 META = "meta.json"
@@ -96,20 +105,31 @@ def write_meta(
         "files": files,
     }
     vouched = {"meta": meta, "crc32": zlib.crc32(_canonical(meta))}
-    (folder / META).write_text(json.dumps(vouched, indent=2) + "\n", encoding="utf-8")
+    replace_text(folder / META, json.dumps(vouched, indent=2) + "\n")
 
 
-def open_tokens(folder: Path) -> Tokens:
+def open_tokens(folder: Path, *, owners: Collection[int] | None = None) -> Tokens:
     """Open a token cache, after reading every byte of it once.
 
-    Raises: DamagedFileError that names the file if any is missing, cut, or changed.
+    Args:
+        owners: the users to whom its files may belong; None for anyone.
+
+    Raises: DamagedFileError that names the file if any is missing, cut, changed, a link, or
+        another user's; DataError if they cannot be read.
     """
-    meta = _read_meta(folder)
-    for name, expected in meta["files"].items():
-        _check_file(folder / name, expected["bytes"], expected["crc32"])
+    meta = _read_meta(folder, owners)
     vocab_size = meta["vocab_size"]
     dtype = np.dtype(meta["dtype"]).newbyteorder("<")
-    train, validation = (np.memmap(folder / name, dtype=dtype, mode="r") for name in FILES.values())
+    with ExitStack() as stack:
+        # What was checked is what is used: nobody can put another file in its place in between.
+        files = {
+            name: stack.enter_context(_checked_file(folder / name, expected, owners))
+            for name, expected in meta["files"].items()
+        }
+        train, validation = (
+            np.memmap(files[name], dtype=dtype, mode="r") for name in FILES.values()
+        )
+        tokenizer = read_tokenizer(files["tokenizer.json"].read(), eos_id=meta["eos_id"])
     for name, ids in zip(FILES.values(), (train, validation), strict=True):
         highest = max(int(ids[i : i + BLOCK].max()) for i in range(0, ids.size, BLOCK))
         if highest >= vocab_size:
@@ -117,7 +137,7 @@ def open_tokens(folder: Path) -> Tokens:
     return Tokens(
         train=train,
         validation=validation,
-        tokenizer=open_tokenizer(folder, eos_id=meta["eos_id"]),
+        tokenizer=tokenizer,
         vocab_size=vocab_size,
         eos_id=meta["eos_id"],
         bytes_per_token=meta["text_bytes"]["validation"] / validation.size,
@@ -128,16 +148,14 @@ def open_tokens(folder: Path) -> Tokens:
     )
 
 
-def _read_meta(folder: Path) -> dict[str, Any]:
+def _read_meta(folder: Path, owners: Collection[int] | None) -> dict[str, Any]:
     path = folder / META
+    with _reading(path), open_regular(path, owners=owners) as file:
+        content = file.read()
     try:
-        vouched = json.loads(path.read_bytes())
+        vouched = json.loads(content)
         meta: dict[str, Any] = vouched["meta"]
         whole = vouched["crc32"] == zlib.crc32(_canonical(meta))
-    except FileNotFoundError:
-        raise _damaged(path, "is missing") from None
-    except OSError as error:
-        raise _damaged(path, f"cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError):
         raise _damaged(path, "is not what was written") from None
     if not whole:
@@ -147,15 +165,37 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def _check_file(path: Path, size: int, wanted_crc32: int) -> None:
-    try:
-        found = path.stat().st_size
-        if found != size:
-            raise _damaged(path, f"has {found} bytes, {size} were written")
-        if crc32(path) != wanted_crc32:
+def _checked_file(
+    path: Path, expected: Mapping[str, int], owners: Collection[int] | None
+) -> FileIO:
+    """The file, open at its beginning, if it holds what was written."""
+    with ExitStack() as closing:
+        with _reading(path):
+            file = closing.enter_context(open_regular(path, owners=owners))
+            found, value = os.fstat(file.fileno()).st_size, crc32_of(file)
+            file.seek(0)
+        if found != expected["bytes"]:
+            raise _damaged(path, f"has {found} bytes, {expected['bytes']} were written")
+        if value != expected["crc32"]:
             raise _damaged(path, "is not what was written (its crc32 differs)")
+        closing.pop_all()  # it stays open
+        return file
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError:
         raise _damaged(path, "is missing") from None
+    except ForeignOwnerError as error:
+        raise _damaged(path, error.strerror or "belongs to another user") from None
+    except PermissionError:
+        raise DataError(
+            f"The token cache {path.parent} is another user's, who lets nobody read {path.name}. "
+            f"Have that user run `chmod -R a+rX {path.parent}`, or choose another folder with "
+            "--data.cache_dir."
+        ) from None
     except OSError as error:
         raise _damaged(path, f"cannot be read ({error.strerror})") from None
 

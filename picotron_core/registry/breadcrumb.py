@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from picotron_core.files import replace_text
+from picotron_core.files import remove_file, replace_text
 from picotron_core.registry.quarantine import (
     Entry,
     Quarantine,
@@ -48,7 +48,7 @@ def breadcrumb(quarantine: Quarantine, used: Sequence[Used]) -> Iterator[None]:
     crumb = quarantine.folder / f"{_prefix()}{os.getpid()}.json"
     faults = crumb.with_suffix(".faults")
     before = faulthandler.is_enabled()
-    with faults.open("w", encoding="utf-8") as file:
+    with quarantine.new_file(faults) as file:
         replace_text(crumb, json.dumps({"process": _process(os.getpid()), "used": suspects}))
         faulthandler.enable(file)
         try:
@@ -57,8 +57,8 @@ def breadcrumb(quarantine: Quarantine, used: Sequence[Used]) -> Iterator[None]:
             faulthandler.disable()
             if before:
                 faulthandler.enable()
-            crumb.unlink(missing_ok=True)
-    faults.unlink(missing_ok=True)
+            remove_file(crumb)
+    remove_file(faults)
 
 
 def sweep(quarantine: Quarantine) -> list[str]:
@@ -83,23 +83,24 @@ def _crumbs(quarantine: Quarantine) -> list[tuple[Path, int]]:
 
 def _judge(quarantine: Quarantine, crumb: Path, pid: int) -> Iterator[str]:
     """Judge by one breadcrumb, if its process is gone, and remove it."""
-    try:
-        left = json.loads(crumb.read_text(encoding="utf-8"))
-        process, used = left["process"], left["used"]
-    except FileNotFoundError:  # its run has just ended
+    content = quarantine.content(crumb)
+    if content is None:  # its run has just ended, or another user left it
         return
+    try:
+        left = json.loads(content)
+        process, used = left["process"], left["used"]
     except (ValueError, KeyError, TypeError):  # cut short, as by a loss of power: accuses nobody
         process, used = "unknown", []
     if process != _process(pid):
         faults = crumb.with_suffix(".faults")
-        text = faults.read_text(encoding="utf-8") if faults.exists() else ""
+        text = quarantine.content(faults) or ""
         for suspect in _culprits(used, text):
             entry = Entry(**suspect["entry"])
             evidence = f"it killed a run: {_fault(text, suspect['package'])}"
             quarantine.keep(suspect["key"], entry, evidence)
             yield f"{entry.what} is quarantined: {evidence}"
         for path in (crumb, faults):
-            path.unlink(missing_ok=True)
+            remove_file(path)
 
 
 def _prefix() -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import platform
 import re
 import time
@@ -17,11 +18,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, PackageNotFoundError, version
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from picotron_core.errors import RunError
-from picotron_core.files import replace_text
+from picotron_core.files import (
+    ForeignOwnerError,
+    create,
+    make_folder,
+    open_lock,
+    open_regular,
+    remove_file,
+    replace_text,
+    trusted_owners,
+)
 from picotron_core.hardware import driver_version
 from picotron_core.registry.sources import digest, distribution_files, package_of
 from picotron_core.registry.trial import PATIENCE_S, Task, is_passing, try_import, try_kernels
@@ -29,6 +40,7 @@ from picotron_core.registry.types import Candidate, Code, Reason, Request
 
 Used = tuple[Candidate, tuple[Request, ...]]  # a backend and what is asked of it
 Agree = Callable[[str, str], str]  # (what, this rank's evidence) -> the evidence of all ranks
+log = logging.getLogger("picotron")
 FIX = (
     "Update {distribution}, or report it to its authors; `picotron quarantine clear {plugin}` has "
     "it tried again"
@@ -51,6 +63,9 @@ class Entry:
 class Quarantine:
     """Verdicts in `folder`. agree: makes those of all ranks one, so that all choose alike.
     index: of the CUDA device to try on.
+
+    A file in the folder that belongs to a user who is not trusted is ignored, with a warning: it
+    could keep a plugin from being used, or from being tried.
     """
 
     folder: Path
@@ -106,7 +121,7 @@ class Quarantine:
     def entries(self) -> Iterator[tuple[Path, Entry]]:
         """All that is kept; a file that is no verdict is none of ours."""
         for path in sorted(self.folder.glob("verdict-*.json")):
-            entry = _read(path)
+            entry = self._read(path)
             if entry is not None:
                 yield path, entry
 
@@ -118,12 +133,47 @@ class Quarantine:
             self._passing[key] = kept
             return kept
         with self._writable():
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._make()
             replace_text(self._path(key), json.dumps(as_dict(kept), indent=1) + "\n")
         return kept
 
     def _known(self, key: str) -> Entry | None:
-        return self._passing.get(key) or _read(self._path(key))
+        return self._passing.get(key) or self._read(self._path(key))
+
+    def _read(self, path: Path) -> Entry | None:
+        content = self.content(path)
+        try:
+            fields = json.loads(content or "")
+            return Entry(**fields) if all(isinstance(f, str) for f in fields.values()) else None
+        except (ValueError, TypeError, AttributeError):  # cut short by a crash, or no verdict
+            return None
+
+    def content(self, path: Path) -> str | None:
+        """What a file in the folder holds; None where none can be read and trusted."""
+        try:
+            with open_regular(path, owners=trusted_owners(self.folder)) as file:
+                return file.read().decode(errors="replace")
+        except FileNotFoundError:
+            return None
+        except ForeignOwnerError as error:
+            log.warning("%s is ignored: it %s", path, error.strerror)
+        except OSError as error:
+            log.warning("%s is ignored: %s", path, error.strerror)
+        return None
+
+    def new_file(self, path: Path) -> FileIO:
+        """A file in the folder, open for writing, in place of any of its name.
+
+        Raises: RunError.
+        """
+        with self._writable():
+            self._make()
+            remove_file(path)
+            return create(path)
+
+    def _make(self) -> None:
+        make_folder(self.folder.parent)
+        make_folder(self.folder, mode=0o755)  # nobody else may write into it, whatever the umask
 
     @contextmanager
     def _writable(self) -> Iterator[None]:
@@ -147,8 +197,8 @@ class Quarantine:
             yield
             return
         with self._writable():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / "lock").open("w")
+            self._make()
+            lock = open_lock(self.folder / "lock")
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -179,13 +229,6 @@ def entry_of(candidate: Candidate) -> Entry:
 def as_dict(entry: Entry) -> dict[str, str]:
     """As it is written."""
     return {name: getattr(entry, name) for name in Entry.__slots__}
-
-
-def _read(path: Path) -> Entry | None:
-    try:
-        return Entry(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # none that can be read, or cut short by a crash
-        return None
 
 
 @cache  # of this process: its files do not change under it

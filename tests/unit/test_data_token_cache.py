@@ -317,7 +317,7 @@ def test_killed_builder_leaves_nothing_that_is_taken_for_whole(folder, tmp_path,
         os.kill(builder.pid, signal.SIGKILL)
         assert builder.wait() == -signal.SIGKILL
     (left,) = (entry for entry in tmp_path.iterdir() if entry.is_dir())
-    assert left.name.startswith(f".{built.key}.")
+    assert left.name.startswith(f".picotron-{built.key}-")
     # Another build sweeps it, be it of the same corpus or of another.
     options = {"vocab_size": 300} if stage == "tokenising" else {}
     tokens = prepare(folder, tmp_path, **options)
@@ -329,7 +329,7 @@ def test_a_cache_appears_whole_by_one_rename(folder, tmp_path, built):
     dying = """
 import os, signal
 def die_before_rename(event, arguments):
-    if event == "os.rename":
+    if event == "os.rename" and len(os.path.basename(arguments[1])) == 32:  # a key
         os.kill(os.getpid(), signal.SIGKILL)
 import sys; sys.addaudithook(die_before_rename)
 """
@@ -340,7 +340,7 @@ import sys; sys.addaudithook(die_before_rename)
     assert done.returncode == -signal.SIGKILL
     # All was written under the name that nobody opens, and nothing under the one that they do.
     (made,) = (entry for entry in tmp_path.iterdir() if entry.is_dir())
-    assert made.name.startswith(f".{built.key}.")
+    assert made.name.startswith(f".picotron-{built.key}-")
     assert np.array_equal(open_tokens(made).train, built.train)
 
 
