@@ -132,7 +132,7 @@ def hub_source(name: str, *, text_field: str, split: str) -> Source:
     import datasets
 
     try:
-        rows = datasets.load_dataset(name, split=split)
+        rows = datasets.load_dataset(name, split=split, trust_remote_code=False)
     except Exception as error:  # the library and the hub raise dozens of kinds
         raise DataError(
             f"No path {name} here, and the dataset {name!r} (split {split!r}) cannot be loaded: "

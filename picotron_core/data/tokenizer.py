@@ -132,8 +132,16 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
     path = Path(name_or_path).expanduser()
     found = str(path.parent if path.name == "tokenizer.json" else path)
     try:
-        loaded = AutoTokenizer.from_pretrained(found if path.exists() else name_or_path)
+        loaded = AutoTokenizer.from_pretrained(
+            found if path.exists() else name_or_path, trust_remote_code=False
+        )
     except Exception as error:  # files, hub, Rust: each raises its own
+        if "trust_remote_code" in str(error):  # transformers' advice is to allow it
+            raise ConfigError(
+                f"The tokenizer {name_or_path!r} needs code of its own, and Picotron runs no code "
+                "from model folders. Name another with --data.tokenizer, or save it once as a "
+                "plain tokenizer.json."
+            ) from error
         raise ConfigError(
             f"Cannot load the tokenizer {name_or_path!r}: {reason(error)}. Check --data.tokenizer: "
             "a folder with tokenizer.json and tokenizer_config.json, or a name on the hub."

@@ -26,8 +26,17 @@ def load_architecture(path_or_name: str | Path) -> Architecture:
 
     Raises: ConfigError when there is none, or when it is not a Llama that Picotron computes.
     """
-    folder = _folder(path_or_name, ["config.json"])
-    return Architecture.from_transformers(_read_json(folder / "config.json"))
+    path = _folder(path_or_name, ["config.json"]) / "config.json"
+    described = _read_json(path)
+    code = described.get("auto_map") or {}
+    for name in ("AutoConfig", "AutoModel", "AutoModelForCausalLM"):
+        if name in code:
+            raise ConfigError(
+                f"{path} says that the model is computed by code of its own ({code[name]}, in "
+                "auto_map), and Picotron runs no code from model folders. If it is a plain Llama, "
+                "remove auto_map from that file."
+            )
+    return Architecture.from_transformers(described)
 
 
 def load_weights(model: Llama, path_or_name: str | Path) -> None:

@@ -129,3 +129,51 @@ def test_unusable_tokenizers_are_one_line_errors(tmp_path, saved):
     (tmp_path / "tokenizer.json").write_text('{"half": ')
     with pytest.raises(ConfigError, match="Cannot load the tokenizer"):
         load_tokenizer(str(tmp_path))
+
+
+RUNS_CODE = {
+    "in the tokenizer's config": (
+        {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}},
+        {"model_type": "own"},
+    ),
+    "a slow one": (
+        {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}},
+        {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}},
+    ),
+    "a fast one alone": (
+        {"tokenizer_class": "OwnFast", "auto_map": {"AutoTokenizer": [None, "own.Own"]}},
+        {},
+    ),
+    "in an old place": ({"tokenizer_class": "Own", "auto_map": ["own.Own", None]}, {}),
+    "in the model's config": (
+        {},
+        {
+            "model_type": "own",
+            "auto_map": {"AutoConfig": "own.Config", "AutoTokenizer": ["own.Own", None]},
+        },
+    ),
+    "in another repository": (
+        {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["else/where--own.Own", None]}},
+        {"model_type": "own"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("tokenizer_config", "config"), RUNS_CODE.values(), ids=RUNS_CODE)
+def test_no_code_of_a_folder_is_run_and_nobody_is_asked(
+    tmp_path, saved, monkeypatch, tokenizer_config, config
+):
+    (tmp_path / "tokenizer.json").write_bytes((saved / "tokenizer.json").read_bytes())
+    # No EOS token: what transformers could load without the code is refused all the same.
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ran = tmp_path / "ran"
+    (tmp_path / "own.py").write_text(f"open({str(ran)!r}, 'w')\nclass Own: pass\nConfig = Own\n")
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda prompt="": asked.append(prompt) or "y")
+    with pytest.raises(ConfigError) as caught:
+        load_tokenizer(str(tmp_path))
+    assert "\n" not in str(caught.value)
+    assert (asked, ran.exists()) == ([], False)
+    if "no EOS token" not in str(caught.value):
+        assert "runs no code from model folders" in str(caught.value)

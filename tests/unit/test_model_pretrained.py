@@ -281,3 +281,16 @@ def test_no_network_and_no_such_name_are_one_line_errors(tmp_path):
     for name, line in zip(names, lines, strict=True):
         assert line.startswith("ConfigError")
         assert repr(name) in line
+
+
+@pytest.mark.parametrize("model_type", ["llama", "own"])
+@pytest.mark.parametrize("name", ["AutoConfig", "AutoModel", "AutoModelForCausalLM"])
+def test_a_model_of_its_own_code_is_refused(folder, name, model_type):
+    path = folder / "config.json"
+    described = json.loads(path.read_text())
+    described |= {"model_type": model_type, "auto_map": {name: "modeling_own.Own"}}
+    path.write_text(json.dumps(described))
+    with pytest.raises(ConfigError, match="runs no code from model folders") as caught:
+        load_architecture(folder)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
