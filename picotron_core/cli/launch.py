@@ -2,84 +2,227 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import platform
 import signal
+import subprocess
 import sys
-import uuid
-from collections.abc import Sequence
-from inspect import signature
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from types import FrameType
 
 from picotron_core.cli import INTERRUPTED
 from picotron_core.cli.model import draft_of, replicas_of
 from picotron_core.cli.stop import REQUEUE
-from picotron_core.errors import RunError
-from picotron_core.parallel.world import WORD, make_ready
+from picotron_core.errors import RunError, reason
+from picotron_core.parallel import network
+from picotron_core.parallel.folder_store import FolderStore
+from picotron_core.parallel.lifeline import Starter, starter
+from picotron_core.parallel.watchdog import START_UP
+from picotron_core.parallel.world import make_ready
 from picotron_core.schema import Config
 
-SAVE_S = 600  # Ctrl-C: what a save may take before torch's launcher kills its rank
+LOOK_S = 0.05
+SAVE_S = 600.0  # what a save may take, once the ranks were asked to stop, before they are killed
+# Before the first step there is nothing to save, and a tokenizer that is being trained does not
+# react to signals.
+PREPARING_S = {signal.SIGINT: 1.0}
+PREPARING_OTHERWISE_S = 4.0
+AGAIN_S = 5.0  # after the second Ctrl-C, which asks to quit without saving
+LEAVE_S = 30.0  # what the others may take once a rank has failed
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1")
+ASKED_TO_STOP = (REQUEUE, INTERRUPTED)
+log = logging.getLogger("picotron")
 
 
 def launch(nproc: int, arguments: Sequence[str], config: Config) -> int:
-    """Start `picotron ARGUMENTS` as ranks 0 to N - 1 under torch's elastic launcher, wait for them.
+    """Start `picotron ARGUMENTS` as ranks 0 to N - 1, and wait for them.
 
     Args:
-        config: what the arguments say, for a layout that cannot be is told here, once, and not by
-            every rank.
+        config: what the arguments say, for a layout that cannot be is reported here, once, and not
+            by every rank.
 
     Returns: the exit code of the rank that failed first, that of all that were asked to stop, or 0.
-    Raises: RunError where a signal ended it, which it could not say itself; ConfigError under
+    Raises: RunError where a signal ended a rank, which could not say it itself; ConfigError under
         torchrun, which starts ranks of its own, and for that layout.
     """
     make_ready(nproc)
     replicas_of(config, draft_of(config), nproc)
-    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    # The ranks say what is wrong; the launcher would say it again, at length.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    options: dict[str, Any] = {}
-    if "shutdown_timeout" in signature(LaunchConfig).parameters:  # torch 2.13
-        options["shutdown_timeout"] = SAVE_S
-        options["signals_to_handle"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-    with TemporaryDirectory(prefix="picotron-") as folder:  # else torch leaves one behind each time
-        torchs = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=nproc,
-            run_id=uuid.uuid4().hex,
-            rdzv_backend="c10d",
-            rdzv_endpoint="127.0.0.1:0",
-            local_addr="127.0.0.1",
-            max_restarts=0,
-            logs_specs=DefaultLogsSpecs(log_dir=folder),
-            **options,
-        )
-        command = ["-m", "picotron_core.cli", *arguments]
+    for sentence in network.ignored_interfaces(os.environ):
+        log.warning("%s", sentence)
+    with starter() as start, _signals_noted() as signals:
+        ranks = Ranks(start.folder.path)
         try:
-            elastic_launch(torchs, sys.executable)(*command)
-        except ChildFailedError as error:
-            rank, failure = error.get_first_failure()
-            if failure.exitcode < 0:
-                name = signal.Signals(-failure.exitcode).name
-                raise RunError(f"Rank {rank} died of {name}; the others were stopped.") from None
-            return int(failure.exitcode)
-        except SignalException as error:
-            if error.sigval == signal.SIGINT:
-                return INTERRUPTED
-            told = {int(path.read_text()) for path in Path(folder).rglob(WORD)}
-            if failed := told - {0, REQUEUE}:
-                return max(failed)
-            if told == {0}:  # they were done
-                return 0
-            # Ranks that say nothing were killed: before they could listen, or in a save that took
-            # too long. What was saved before is gone on from.
-            asked = error.sigval in (signal.SIGTERM, signal.SIGUSR1)
-            return REQUEUE if asked else 128 + int(error.sigval)
-    return 0
+            for rank in range(nproc):
+                ranks.add(_start(rank, nproc, arguments, start))
+            return _wait_for(ranks, signals)
+        finally:
+            ranks.kill()
+
+
+@dataclass(slots=True)
+class Ranks:
+    """The processes, by rank. Each leads a session of its own: a terminal's Ctrl-C reaches the
+    launcher alone, which passes it on, and no rank gets it twice.
+
+    ended: rank and exit code (-N: ended by signal N), in the order in which they were seen to end.
+    """
+
+    folder: Path
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    ended: list[tuple[int, int]] = field(default_factory=list)
+
+    def add(self, process: subprocess.Popen[bytes]) -> None:
+        rank = len(self.processes)
+        self.processes.append(process)
+        # By this, others find a rank that is stopped before it has joined: see `Seen.wake`.
+        heart = json.dumps([0, "", platform.node(), process.pid])
+        FolderStore(self.folder, rank).set(f"alive/{rank}", heart)
+
+    def are_running(self) -> bool:
+        before = {rank for rank, _ in self.ended}
+        new = [
+            (rank, code)
+            for rank, process in enumerate(self.processes)
+            if rank not in before and (code := process.poll()) is not None
+        ]
+        # Who was killed is the cause of what the others say.
+        self.ended += sorted(new, key=lambda one: (one[1] >= 0, one[0]))
+        return len(self.ended) < len(self.processes)
+
+    def send(self, number: int) -> None:
+        for process in self.processes:
+            with suppress(ProcessLookupError):
+                process.send_signal(number)
+
+    def have_begun(self) -> bool:
+        """Whether a rank has come to its first step."""
+        where = FolderStore(self.folder, 0)
+        keys = [f"alive/{rank}" for rank in range(len(self.processes))]
+        places = [json.loads(where.get(key))[1] for key in keys if where.check([key])]
+        return any(place and not place.startswith(f"in {START_UP},") for place in places)
+
+    def kill(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def _start(
+    rank: int, nproc: int, arguments: Sequence[str], start: Starter
+) -> subprocess.Popen[bytes]:
+    variables = {name: value for name, value in os.environ.items() if name not in _TORCHRUNS}
+    variables |= network.on_loopback() | start.variables
+    variables |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    variables |= {"WORLD_SIZE": str(nproc), "LOCAL_WORLD_SIZE": str(nproc)}
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "picotron_core.cli", *arguments],
+            env=variables,
+            pass_fds=start.descriptors,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise RunError(
+            f"Rank {rank} of {nproc} cannot be started: {reason(error)}. Start fewer with --nproc."
+        ) from None
+
+
+# Of a run that these ranks are no part of.
+_TORCHRUNS = {"MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RUN_ID"}
+
+
+@contextmanager
+def _signals_noted() -> Iterator[list[int]]:
+    """While this lasts, signals to stop are appended to the list. A hangup that was ignored from
+    the start, as under nohup, stays ignored, here and in the ranks.
+    """
+    noted: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        noted.append(number)
+
+    former = {}
+    for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
+        ignored = signal.getsignal(number) == signal.SIG_IGN
+        if not (ignored and number != signal.SIGINT):
+            former[number] = signal.signal(number, note)
+    try:
+        yield noted
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _wait_for(ranks: Ranks, signals: list[int]) -> int:
+    asked: list[int] = []
+    failed_at = terminated_at = asked_at = 0.0
+    while ranks.are_running():
+        now = time.monotonic()
+        while signals:
+            number = signals.pop(0)
+            ranks.send(number)
+            asked.append(number)
+            asked_at = now
+        code = next((code for _, code in ranks.ended if code), 0)
+        failed_at = failed_at or (now if code else 0.0)
+        if asked:
+            over = now > asked_at + _patience(asked, ranks)
+        elif failed_at and not terminated_at:
+            over = False
+            if code not in ASKED_TO_STOP or now > failed_at + LEAVE_S:
+                ranks.send(signal.SIGTERM)
+                terminated_at = now
+        else:
+            over = bool(terminated_at) and now > terminated_at + LEAVE_S
+        if over:
+            ranks.kill()
+        time.sleep(LOOK_S)
+    return _outcome(ranks.ended, asked)
+
+
+def _patience(asked: Sequence[int], ranks: Ranks) -> float:
+    """For how long the ranks may go on after the last signal."""
+    if asked.count(signal.SIGINT) > 1:
+        return AGAIN_S
+    if ranks.have_begun():
+        return SAVE_S
+    return PREPARING_S.get(signal.Signals(asked[-1]), PREPARING_OTHERWISE_S)
+
+
+def _outcome(ended: Sequence[tuple[int, int]], asked: Sequence[int]) -> int:
+    """The exit code of the launcher."""
+    if not asked:
+        rank, code = next((one for one in ended if one[1]), (0, 0))
+        if code < 0:
+            raise RunError(f"Rank {rank} died of {_name_of(-code)}; the others were stopped.")
+        return code
+    codes = {code for _, code in ended}
+    if failed := [code for code in codes if code > 0 and code not in ASKED_TO_STOP]:
+        return max(failed)
+    if codes == {0}:  # they were done
+        return 0
+    if asked[0] == signal.SIGINT:
+        return INTERRUPTED
+    # Ranks that the signal, or we, killed: before they could listen, or in a save that took too
+    # long. What was saved before is resumed from.
+    told = {code for code in codes if code > 0}
+    again = asked[0] in (signal.SIGTERM, getattr(signal, "SIGUSR1", None))
+    return REQUEUE if told or again else 128 + asked[0]
+
+
+def _name_of(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal has no name
+        return f"signal {number}"
 
 
 def without_nproc(arguments: Sequence[str]) -> list[str]:

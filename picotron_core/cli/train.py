@@ -35,7 +35,7 @@ from picotron_core.errors import (
     RunError,
     is_out_of_memory,
 )
-from picotron_core.parallel.world import join, leave_word
+from picotron_core.parallel.world import join
 from picotron_core.registry.breadcrumb import breadcrumb
 from picotron_core.registry.plugins import notify
 
@@ -63,10 +63,8 @@ def run_training(settings: Settings, *, resume: tuple[RunDirectory, Path] | None
                 stop.prepared = True
                 code = _train(job, view, stop)
             world.leave()
-            leave_word(code)
         except BaseException as error:
             world.watchdog.fail(error)  # before anything that may wait for the others
-            leave_word(getattr(error, "exit_code", 1))
             if job and world.size == 1:
                 job.ops.comm.stop()
             raise

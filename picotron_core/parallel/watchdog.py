@@ -22,7 +22,6 @@ import platform
 import select
 import signal
 import socket
-import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from types import TracebackType
 from typing import Any
 
 from picotron_core.errors import LostRankError
+from picotron_core.parallel.lifeline import end_now
 from picotron_core.parallel.seen import Seen, answer_of, obituary
 
 POLL_S = 0.5  # between two heartbeats: how soon a rank hears that another has failed
@@ -41,6 +41,7 @@ LATE_S = 2.0  # what a wait that ends by itself has, after the timeout, to do so
 TRANSPORT_S = 8.0
 GRACE_S = 2.0  # what a rank has, once another has failed, to leave by itself
 FAILED = "failed"
+START_UP = "start-up"  # where a rank is before its first step
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,7 +49,7 @@ class Watchdog:
     """Of this rank. Without a store, as for a single process, it watches nothing.
 
     store: a connection to it that nobody else uses.
-    keeper: whose process keeps the store.
+    lost: what is said where the store is lost.
     heard: why another rank has failed; "" while none has.
     """
 
@@ -56,9 +57,9 @@ class Watchdog:
     size: int = 1
     timeout_s: float = math.inf
     store: Any = None
-    keeper: str = "rank 0"
+    lost: str = "the store does not answer."
     heard: str = ""
-    _place: str = "start-up"
+    _place: str = START_UP
     _until: float = 0.0  # it may go on, even if another rank fails
     _waits: Waiting | None = None  # the innermost, where one is within another
     _over: float = math.inf  # when it was heard that the run is over
@@ -126,7 +127,7 @@ class Watchdog:
         code = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
         self._code = int(getattr(error, "exit_code", code))
         self._over = min(self._over, time.monotonic())
-        atexit.register(_leave, self._code)
+        atexit.register(end_now, self._code)
 
     def explain(self, what: str, *, late: bool) -> str:
         """Why this rank cannot go on with `what`; "" where no rank is the reason. The others are
@@ -140,10 +141,7 @@ class Watchdog:
         if self.heard:
             return f"{where}, for another failed. {self.heard}"
         if silent is None:
-            return (
-                f"{where}: the store does not answer, which {self.keeper} keeps: killed or "
-                "stopped, or its machine is gone. See its output."
-            )
+            return f"{where}: {self.lost}"
         gone = {rank: one for rank, one in silent.items() if one.silent}
         if gone:
             words = f"{where}: {obituary(gone)} See its output."
@@ -232,7 +230,7 @@ class Watchdog:
             waited_s = now - waits.since if waits else 0.0
             over = now > self._over + GRACE_S
             if self._code is not None and over:
-                _leave(self._code)
+                end_now(self._code)
             elif (over and (waits or now > self._until)) or (waits and waited_s > waits.limit_s):
                 self._end(waits, late=True)
             else:
@@ -260,7 +258,7 @@ class Watchdog:
             os.write(2, f"error: {words}\n".encode())  # Python's buffers may be locked by the work
             if self.rank == 0:
                 time.sleep(2 * POLL_S)  # as in `fail`
-            _leave(1)
+            end_now(1)
         self._speaks = False
 
 
@@ -291,11 +289,3 @@ class Waiting:
             late = time.monotonic() - self.since >= 0.9 * dog.timeout_s
             if words := dog.explain(self.what, late=late):
                 raise LostRankError(words) from error
-
-
-def _leave(code: int) -> None:
-    """End the process now, and print what was to be printed unless that takes long."""
-    flush = Thread(target=sys.stdout.flush, daemon=True)
-    flush.start()
-    flush.join(1.0)
-    os._exit(code)

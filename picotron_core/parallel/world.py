@@ -6,30 +6,39 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from picotron_core.errors import ConfigError, LostRankError, RunError, reason
+from picotron_core.errors import ConfigError, LostRankError
+from picotron_core.parallel import lifeline
+from picotron_core.parallel.rendezvous import (
+    choose_interfaces,
+    meet_in_folder,
+    meet_over_tcp,
+    place_of,
+)
 from picotron_core.parallel.watchdog import Watchdog
 
-VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-WORD = "exit-code"
 POLL_S = 0.5  # the longest between two looks for another rank's word
 TURNS = 8  # questions about the time: the quickest answer counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """This process among all. `store` is torch's rendezvous store; None for a single process."""
+    """This process among all.
+
+    store: torch's rendezvous store; None for a single process.
+    folder: private, of all ranks, and removed at their end; None where there is none.
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     timeout_s: float = 600.0
     store: Any = field(default=None, repr=False)
+    folder: Path | None = None
     watchdog: Watchdog = field(default_factory=Watchdog, repr=False)
     _gathered: Counter[str] = field(default_factory=Counter, repr=False)
 
@@ -114,15 +123,6 @@ class World:
             return bytes(self.store.get(key)).decode()
 
 
-def leave_word(code: int) -> None:
-    """Say how this rank ends, in a file beside the one that its launcher names for its error: of a
-    launcher that a signal ends, torch does not say how the ranks did.
-    """
-    if errors := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        with suppress(OSError):  # a word is not worth a run
-            Path(errors).with_name(WORD).write_text(str(code))
-
-
 def is_rank() -> bool:
     """Whether this process was started as one of several."""
     return "WORLD_SIZE" in os.environ
@@ -144,44 +144,31 @@ def make_ready(ranks: int) -> None:
 def join(*, timeout_s: float) -> World:
     """Meet the other processes; a lone process where torchrun's variables are not set.
 
-    Raises: ConfigError where they are set in part; RunError where the others cannot be met.
+    Raises: ConfigError where they are set in part, or to what cannot be; RunError where the others
+        cannot be met.
     """
-    values = {name: os.environ.get(name) for name in VARIABLES}
-    if values["WORLD_SIZE"] in (None, "1"):
+    line = lifeline.attach()
+    if line:
+        line.patience_s = timeout_s
+    place = place_of(os.environ, in_folder=line is not None)
+    if place is None:
         return World(timeout_s=timeout_s)
-    missing = [name for name, value in values.items() if not value]
-    try:
-        rank, size, local_rank = (int(values[name] or "") for name in VARIABLES[:3])
-    except ValueError:
-        missing = missing or ["a number in each"]
-    if missing:
-        raise ConfigError(
-            f"WORLD_SIZE is {values['WORLD_SIZE']}, but the environment lacks "
-            f"{', '.join(missing)}. Start with torchrun, or unset WORLD_SIZE for one process."
-        )
-
-    from torch.distributed import DistError
-    from torch.distributed.rendezvous import rendezvous
-
-    try:
-        store, _, _ = next(rendezvous("env://", rank, size, timeout=timedelta(seconds=timeout_s)))
-    except (DistError, RuntimeError, OSError) as error:
-        where = f"{values['MASTER_ADDR']}:{values['MASTER_PORT']}"
-        raise RunError(f"Rank {rank} cannot meet the others at {where}: {reason(error)}.") from None
-    launched = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    choose_interfaces(place, in_folder=line is not None)
+    timeout = timedelta(seconds=timeout_s)
+    if line:
+        store, hearts, lost = meet_in_folder(place, line, timeout)
+    else:
+        store, hearts, lost = meet_over_tcp(place, timeout)
     watchdog = Watchdog(
-        rank=rank,
-        size=size,
-        timeout_s=timeout_s,
-        store=store.clone() if hasattr(store, "clone") else store,  # torch 2.8
-        keeper=f"the launcher at {values['MASTER_ADDR']}" if launched else "rank 0",
+        rank=place.rank, size=place.size, timeout_s=timeout_s, store=hearts, lost=lost
     )
     watchdog.start()
     return World(
-        rank=rank,
-        size=size,
-        local_rank=local_rank,
+        rank=place.rank,
+        size=place.size,
+        local_rank=place.local_rank,
         timeout_s=timeout_s,
         store=store,
+        folder=line.folder.path if line else None,
         watchdog=watchdog,
     )
