@@ -122,7 +122,8 @@ def meet_in_folder(place: Place, line: Lifeline, timeout: timedelta) -> tuple[An
     folder = line.folder.path
     hearts = FolderStore(folder, place.rank)
     try:
-        store = FileStore(os.fsencode(folder / "store"))
+        name: Any = os.fsencode(folder / "store")  # its own encoding would refuse some names
+        store = FileStore(name)
         store.set_timeout(timeout)
         store.set(f"here/{place.rank}", "")  # else whoever asks first waits for the file
         hearts.set(f"failed-{place.rank}", "")  # room for its last words on a disk that fills up
@@ -141,7 +142,7 @@ def meet_over_tcp(place: Place, timeout: timedelta) -> tuple[Any, Any, str]:
     Raises: ConfigError for a host that is none; RunError where the others cannot be met within the
         timeout.
     """
-    from torch.distributed import DistError, TCPStore
+    from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
     from torch.distributed.rendezvous import rendezvous
 
     address = _resolve(place.host, place.port, min(RESOLVE_S, timeout.total_seconds()))
