@@ -5,8 +5,10 @@ Precedence: command line, environment, file, default. This is the only reader of
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import os
+import stat
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +18,8 @@ from typing import Any, get_origin
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from picotron_core.errors import ConfigError, did_you_mean
+from picotron_core.bounds import allowed
+from picotron_core.errors import ConfigError, did_you_mean, reason
 from picotron_core.schema import Config, fields
 
 # Every variable that Picotron reads, and the setting that it overrides.
@@ -27,6 +30,9 @@ ENVIRONMENT = {
     "PICOTRON_DEVICE": "The device: auto, cpu, cuda, or a card to simulate (`run.device`).",
     "PICOTRON_CACHE_DIR": "Where tokenised corpora are kept (`data.cache_dir`).",
 }
+
+LARGEST = 1 << 20  # bytes of a config file
+LONGEST = 80  # characters of a value in an error
 
 # Flags of the command line beside the settings.
 SHORTHANDS = ("data", "resume", "name", "backends", "plugin", "device", "trace", "help", "debug")
@@ -117,6 +123,7 @@ def load_settings(
     config = _validate(values, where)
     config = _override(config, _from_environment(env), "environment")
     config = _override(config, overrides, "command line")
+    _check_homes(config)
     rules = (
         *parse_backends(backends, "command line"),
         *parse_backends(env.get("PICOTRON_BACKENDS", ""), "environment"),
@@ -137,6 +144,21 @@ def _not_shadowed(rules: Sequence[Rule]) -> Iterable[Rule]:
 
 def _checked_table(table: Any, where: str) -> str | dict[str, str | list[str]]:
     return table if isinstance(table, str) else _validate({"backends": table}, where).backends
+
+
+def _check_homes(config: Config) -> None:
+    """`~` needs a home folder, which a container may not know, and `~name` a user of that name."""
+    run, data, model = config.run, config.data, config.model
+    paths = [("run.dir", run.dir), ("data.cache_dir", data.cache_dir), ("model.path", model.path)]
+    paths += [("data.tokenizer", data.tokenizer), *(("data.paths", path) for path in data.paths)]
+    for key, path in paths:
+        try:
+            Path(path).expanduser()
+        except RuntimeError:
+            raise ConfigError(
+                f"{key} = {_shown(path)}: there is no such home folder. Set HOME, or write the "
+                "whole path."
+            ) from None
 
 
 def _check_environment(env: Mapping[str, str]) -> None:
@@ -161,14 +183,43 @@ def _from_environment(env: Mapping[str, str]) -> list[tuple[str, str]]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
+        with open(path, "rb", opener=_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ConfigError(f"The config {path} is not a plain file. Name a TOML file.")
+            data = file.read(LARGEST + 1)
     except FileNotFoundError:
         raise ConfigError(f"No config file {path}. Check the path, or see examples/.") from None
+    except IsADirectoryError:
+        raise ConfigError(f"The config {path} is a folder. Name a TOML file in it.") from None
     except OSError as error:
         raise ConfigError(f"Cannot read the config file {path}: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}.") from None
+    if len(data) > LARGEST:
+        raise ConfigError(
+            f"The config file {path} has more than {LARGEST} bytes: it is no config. Name another."
+        )
+    try:
+        return tomllib.loads(_decoded(data, path))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {reason(error)}.") from None
+
+
+def _without_waiting(name: str, flags: int) -> int:
+    """Opening a pipe waits for its other end; for a plain file O_NONBLOCK means nothing."""
+    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _decoded(data: bytes, path: Path) -> str:
+    """The text of a config. A byte-order mark of UTF-8 is left out. Bytes that are not UTF-8 are
+    kept as Python keeps them in the names of files, for a path may have them; settings of other
+    kinds refuse them.
+    """
+    marks = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
+    if data.startswith(marks) or b"\0" in data:
+        raise ConfigError(
+            f"{path} is not UTF-8 (UTF-16, or no text at all): save it as UTF-8, e.g. with "
+            "iconv -f UTF-16 -t UTF-8, or by the choice of encoding in your editor."
+        )
+    return data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
 
 
 def _validate(values: dict[str, Any], where: str) -> Config:
@@ -179,17 +230,36 @@ def _validate(values: dict[str, Any], where: str) -> Config:
 
 
 def _explain(error: ValidationError, where: str) -> str:
-    """The first mistake in one line."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    """The first mistake in one line: the setting, what was found, and what it may be."""
+    first = error.errors(include_url=False)[0]
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        return f"{where}: unknown key {key!r}. {_nearest_key(key)}{more}"
-    return f"{where}: {key} = {first['input']!r}: {_lower_first(first['msg'])}.{more}"
+    key = ".".join(str(part) for part in first["loc"])
+    known = dict(fields())
+    unreadable = first["type"] == "string_unicode" and key not in known  # the key is not UTF-8
+    if unreadable:
+        key = f"{key}.{first['input']}".lstrip(".")
+    if unreadable or first["type"] == "extra_forbidden":
+        return f"{where}: unknown key {_shown(key)}. {_nearest_key(key)}{more}"
+    # After the setting's own name: the number of a list's item, the kind that a union tried.
+    while key not in known and "." in key:
+        key = key.rpartition(".")[0]
+    if first["type"] == "value_error":
+        wanted = str(first["ctx"]["error"])
+    elif key in known:
+        wanted = f"must be {allowed(known[key])}."
+    else:
+        wanted = f"is a section: write it as a table, [{key}]."
+    key = ".".join(map(str, first["loc"][:2])) if key == "backends" else key
+    return f"{where}: {key} = {_shown(first['input'])} {wanted}{more}"
 
 
-def _lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]
+def _shown(value: object) -> str:
+    """A value as an error quotes it, however long it is."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # Python writes no number of more than 4300 digits
+        return f"a {type(value).__name__} that is too large to show"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _nearest_key(key: str) -> str:
@@ -199,6 +269,7 @@ def _nearest_key(key: str) -> str:
         names.setdefault(name.rsplit(".", 1)[-1], name)
     if "." not in key:
         names |= {section: section for section in Config.model_fields}
+    key = key.lower()
     last = key.rsplit(".", 1)[-1]
     if last in names:
         return f"Did you mean {names[last]!r}?"
@@ -228,7 +299,7 @@ def _override(config: Config, pairs: Iterable[tuple[str, str]], source: str) -> 
     for key, text in pairs:
         field = known.get(key)
         if field is None or key in ("model.rope_scaling", "backends"):
-            raise ConfigError(f"Unknown setting {key!r} ({source}). {_nearest_flag(key)}")
+            raise ConfigError(f"Unknown setting {_shown(key)} ({source}). {_nearest_flag(key)}")
         if get_origin(field.annotation) is list:
             lists.setdefault(key, []).extend(filter(None, [text]))
             value: Any = lists[key]
@@ -246,6 +317,5 @@ def _override(config: Config, pairs: Iterable[tuple[str, str]], source: str) -> 
 def _read_text(field: FieldInfo, key: str, text: str, source: str) -> Any:
     try:
         return TypeAdapter[Any](field.annotation or str).validate_strings(text)
-    except ValidationError as error:
-        message = _lower_first(error.errors()[0]["msg"])
-        raise ConfigError(f"{key} = {text!r} ({source}): {message}.") from None
+    except ValidationError:
+        raise ConfigError(f"{source}: {key} = {_shown(text)} must be {allowed(field)}.") from None

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
+from picotron_core.bounds import allowed
 from picotron_core.config import ENVIRONMENT, Settings
 from picotron_core.schema import Config, fields
 
@@ -35,11 +36,11 @@ def list_settings(settings: Settings, *, markdown: bool) -> None:
 
 def as_markdown() -> str:
     """The tables of docs/configuration.md."""
-    lines = ["| setting | default | meaning |", "|---|---|---|"]
+    lines = ["| setting | default | allowed | meaning |", "|---|---|---|---|"]
     for key, field in fields():
         default = _default(field)
         shown = "none" if default is None else f"`{default!r}`"
-        lines.append(f"| `{key}` | {shown} | {field.description} |")
+        lines.append(f"| `{key}` | {shown} | {allowed(field)} | {field.description} |")
     lines += ["", "| variable | meaning |", "|---|---|"]
     lines += [f"| `{name}` | {meaning} |" for name, meaning in ENVIRONMENT.items()]
     return "\n".join(lines)

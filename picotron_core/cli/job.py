@@ -15,6 +15,7 @@ from picotron_core.checkpoint.commit import listed
 from picotron_core.cli.console import View
 from picotron_core.cli.first_state import first_state
 from picotron_core.cli.model import architecture_of, draft_of, replicas_of
+from picotron_core.cli.plan import refuse_too_large
 from picotron_core.cli.resume import find, restore
 from picotron_core.cli.selection import (
     find_device,
@@ -133,7 +134,8 @@ def prepare_job(
         for idle in idle_settings(config.parallel, replicas=replicas):
             log.warning("%s: it changes nothing here", idle)
     asked = training_requests(settings, draft, device, precision.compute, world.size)
-    select(settings, registry, asked)
+    selected = select(settings, registry, asked)
+    refuse_too_large(config, draft, device, precision, replicas, selected)
 
     resume = _of_the_first(resume, world) if resume else None
     run = resume[0] if resume else _new_run(config, world)

@@ -36,6 +36,7 @@ from picotron_core.registry.types import Candidate
 from picotron_core.schema import Config
 
 PIPE_WIDTH = 160  # columns where no terminal says how many there are
+HOPELESS = 1.5  # of the memory: more than the estimate errs, and more than swap makes bearable
 BARELY = 0.9  # of the memory: the estimate itself is only good to some per cent
 
 
@@ -98,6 +99,31 @@ def work_of(
             for op in COUNTED
         },
     )
+
+
+def refuse_too_large(
+    config: Config,
+    whole: Architecture,
+    device: Device,
+    precision: Precision,
+    replicas: int,
+    selections: Mapping[str, Selection],
+) -> None:
+    """Refuse what no swap saves: Linux grants memory that it does not have, and ends the process
+    by SIGKILL when it is used. CUDA refuses by itself.
+
+    Raises: ConfigError.
+    """
+    if device.type != "cpu" or device.simulated or not device.memory_bytes:
+        return
+    needed = memory.peak(work_of(config, whole, device, precision, replicas, selections)).total
+    if needed > HOPELESS * device.memory_bytes:
+        raise ConfigError(
+            f"Out of memory: a step takes {_bytes(needed)}, and this machine has "
+            f"{_bytes(device.memory_bytes)}. Lower --train.micro_batch (now "
+            f"{config.train.micro_batch}), --data.seq_len or the model: `picotron plan` with the "
+            "same settings says what takes the memory, and what fits."
+        )
 
 
 def _answer(work: Work, whole: Architecture, selections: Mapping[str, Selection]) -> dict[str, Any]:

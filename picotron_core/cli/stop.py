@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-
-from picotron_core.errors import ConfigError
 
 # BSD's EX_TEMPFAIL: what a scheduler may start again, e.g. by Slurm's `scontrol requeue`.
 REQUEUE = 75
@@ -78,26 +75,3 @@ def listening(stop: Stop, *, quiet: bool, ranks: int = 1) -> Iterator[None]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-
-
-def seconds_of(time_limit: str) -> float:
-    """A time as Slurm's --time has it: minutes, minutes:seconds, hours:minutes:seconds,
-    days-hours, days-hours:minutes, days-hours:minutes:seconds. "" is 0.
-
-    >>> seconds_of("90"), seconds_of("1:30:00"), seconds_of("1-12")
-    (5400.0, 5400.0, 129600.0)
-    """
-    if not time_limit:
-        return 0.0
-    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", time_limit, re.ASCII):
-        raise ConfigError(
-            f"run.time_limit = {time_limit!r} is no time. Write minutes, hours:minutes:seconds or "
-            "days-hours, as for Slurm's --time."
-        )
-    days, dash, rest = time_limit.rpartition("-")
-    numbers = [int(number) for number in rest.split(":")]
-    if dash or len(numbers) == 3:
-        hours, minutes, seconds = [*numbers, 0, 0][:3]
-    else:
-        hours, (minutes, seconds) = 0, [*numbers, 0][:2]
-    return 86400.0 * int(days or 0) + 3600.0 * hours + 60.0 * minutes + seconds

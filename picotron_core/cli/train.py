@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from picotron_core.bounds import seconds_of
 from picotron_core.checkpoint.commit import folder_of
 from picotron_core.checkpoint.interval import Interval
 from picotron_core.checkpoint.load import find_checkpoint, load_newest
@@ -19,7 +20,7 @@ from picotron_core.cli.console import View, open_view
 from picotron_core.cli.generate import write_text
 from picotron_core.cli.job import Job, prepare_job
 from picotron_core.cli.resume import backends_of, device_name
-from picotron_core.cli.stop import REQUEUE, Stop, listening, seconds_of
+from picotron_core.cli.stop import REQUEUE, Stop, listening
 from picotron_core.config import Settings
 from picotron_core.engine import run_directory
 from picotron_core.engine.metrics import StepRecord

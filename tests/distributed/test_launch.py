@@ -89,7 +89,7 @@ def test_a_mistake_is_told_once_with_its_exit_code(tiny, tmp_path):
     launcher = start(tiny, tmp_path, "--parallel.schedule", "interleavd")
     _, err = launcher.communicate(timeout=WAIT_S)
     assert launcher.returncode == 2
-    assert err.count("input should be '1f1b'") == 1
+    assert err.count("must be '1f1b'") == 1
 
 
 def test_torchruns_rank_starts_no_ranks_of_its_own(tiny, tmp_path, monkeypatch):

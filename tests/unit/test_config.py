@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import get_origin
 
 import pytest
 
@@ -28,7 +29,7 @@ def test_every_setting_can_be_given_on_the_command_line():
     """Each field takes the text of its own default, and nothing else changes."""
     default = load_settings(env={}).config
     for key, field in fields():
-        if key in ("backends", "model.rope_scaling") or field.annotation == list[str]:
+        if key in ("backends", "model.rope_scaling") or get_origin(field.annotation) is list:
             continue
         value = field.default
         config = load_settings(None, [(key, str(value))], env={}).config
@@ -56,8 +57,11 @@ def test_values_take_the_type_of_their_field():
         ("[train]\nstpes = 3", "run.toml: unknown key 'train.stpes'. Did you mean 'train.steps'?"),
         ("[trian]\nsteps = 3", "unknown key 'trian'. Did you mean 'train'?"),
         ("steps = 3", "unknown key 'steps'. Did you mean 'train.steps'?"),
-        ('[train]\nsteps = "3"', "run.toml: train.steps = '3': input should be a valid integer"),
-        ("[train]\nsteps = 0", "train.steps = 0: input should be greater than or equal to 1"),
+        (
+            '[train]\nsteps = "3"',
+            "run.toml: train.steps = '3' must be a whole number from 1 to 1000000000.",
+        ),
+        ("[train]\nsteps = 0", "train.steps = 0 must be a whole number from 1 to 1000000000."),
         ('[train]\ndtype = "fp8"', "train.dtype = 'fp8'"),
         ("[train", "is not valid TOML"),
         ("[backends]\nattention = 3", "backends.attention"),
@@ -75,7 +79,11 @@ def test_a_mistake_in_the_file_is_named(tmp_path, text, message):
     [
         ("train.step", "3", "Unknown setting 'train.step' (command line). Did you mean 'train.st"),
         ("steps", "3", "Did you mean 'train.steps'?"),
-        ("train.steps", "many", "train.steps = 'many' (command line): input should be a valid int"),
+        (
+            "train.steps",
+            "many",
+            "command line: train.steps = 'many' must be a whole number from 1 to 1",
+        ),
         ("train.steps", "-1", "train.steps = -1"),
     ],
 )

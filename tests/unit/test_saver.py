@@ -17,7 +17,7 @@ from picotron_core.checkpoint.disk import Disk
 from picotron_core.checkpoint.interval import Interval
 from picotron_core.checkpoint.load import find_checkpoint, load
 from picotron_core.checkpoint.snapshot import available_bytes
-from picotron_core.errors import ConfigError, NotSavedError, RunError
+from picotron_core.errors import NotSavedError, RunError
 
 
 class Held(Disk):
@@ -345,13 +345,13 @@ def test_memory_that_may_be_taken_under_the_first_cgroups(tmp_path):
 
 
 def test_times_as_slurm_has_them():
-    from picotron_core.cli.stop import seconds_of
+    from picotron_core.bounds import seconds_of
 
     hours = {"": 0, "90": 1.5, "90:30": 1.5 + 30 / 3600, "2:30:00": 2.5, "1-12": 36, "0-1:30": 1.5}
     for text, wanted in {**hours, "1-00:00:36": 24.01}.items():
         assert seconds_of(text) == pytest.approx(3600 * wanted), text
     for wrong in ("1:2:3:4", "-5", "1h", "1-", "٣"):
-        with pytest.raises(ConfigError, match="is no time"):
+        with pytest.raises(ValueError, match="is no time"):
             seconds_of(wrong)
 
 
