@@ -44,6 +44,11 @@ class Model(Section):
         "", description="A Hugging Face folder or hub name; its config replaces the fields below."
     )
     pretrained: bool = Field(True, description="With `path`: start from its weights as well.")
+    resize_embeddings: bool = Field(
+        False,
+        description="With `path`: add rows to the embedding and the head for a tokenizer of more "
+        "tokens; each new row is the mean of the old ones.",
+    )
     hidden_size: int = Field(256, ge=1, le=2**17, description="Model dim E.")
     intermediate_size: int = Field(704, ge=1, le=2**22, description="Width of the SwiGLU MLP.")
     num_hidden_layers: int = Field(6, ge=1, le=2048, description="Number of layers.")

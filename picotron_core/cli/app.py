@@ -95,7 +95,12 @@ def train(
 
 @app.command()
 def generate(
-    run: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints.")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="A run's folder, one of its checkpoints, or a Hugging Face folder.",
+        ),
+    ],
     prompt: Annotated[str, typer.Option(help="The text to continue.")] = "",
     max_new_tokens: Annotated[
         int | None, typer.Option(help="At most so many tokens; 200 unless given.")
@@ -103,22 +108,35 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(help="Sample from the k likeliest; 0 means all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest that sum to p.")] = 1.0,
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**63 - 1, help="The same seed writes the same text.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
     backends: Backends = "",
     plugin: Plugins = None,
     device: Device = "",
 ) -> None:
     """Continue a prompt with a trained model."""
-    from picotron_core.cli.generate import open_run, write_text
+    from picotron_core.cli.generate import (
+        is_model_folder,
+        open_run,
+        refuse_prompt_bytes,
+        write_text,
+        writer_of_folder,
+        writer_of_run,
+    )
+    from picotron_core.engine.generate import refuse_options
 
-    directory, checkpoint = open_run(run)
-    settings = _settings(directory.config, shorthands(plugin, device), backends=backends)
+    refuse_options(max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    refuse_prompt_bytes(prompt)
+    words = shorthands(plugin, device)
+    if is_model_folder(model):
+        settings = _settings(None, words, backends=backends)
+        writer = writer_of_folder(model)
+    else:
+        run, checkpoint = open_run(model)
+        settings = _settings(run.config, words, backends=backends)
+        writer = writer_of_run(settings, run, checkpoint)
     write_text(
         settings,
-        directory,
-        checkpoint,
+        writer,
         prompt=prompt,
         max_new_tokens=max_new_tokens,
         temperature=temperature,

@@ -74,6 +74,7 @@ class View:
         train = self.config.train
         print_ = self.console.print
         print_(f"data   {escape(tokens.label)}")
+        print_(f"tokens {escape(tokens.tokenizer.policy)}")
         print_(
             f"model  Llama, {architecture.num_parameters / 1e6:.1f} M parameters, "
             f"{architecture.num_hidden_layers} layers of {architecture.hidden_size}"

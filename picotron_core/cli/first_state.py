@@ -54,7 +54,7 @@ def first_state(
 def _values(config: Config, model: Llama) -> Values:
     """What the whole model's parameters begin with."""
     if config.model.path and config.model.pretrained:
-        return stored_weights(model, config.model.path)
+        return stored_weights(model, config.model.path, resize=config.model.resize_embeddings)
     return drawn(model, config.train.seed)
 
 

@@ -1,8 +1,10 @@
-"""`picotron generate`: continue a prompt with the weights of a run."""
+"""`picotron generate`: continue a prompt with the model of a run, or of a Hugging Face folder."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,16 +13,26 @@ from picotron_core.checkpoint.load import Checkpoint, find_checkpoint, load_weig
 from picotron_core.cli.model import architecture_of
 from picotron_core.cli.selection import find_device, open_quarantine, open_registry, select
 from picotron_core.config import Settings
-from picotron_core.data.tokenizer import open_tokenizer
-from picotron_core.engine.generate import generate
+from picotron_core.data.detokenizer import Detokenizer
+from picotron_core.data.pretrained_tokenizer import load_tokenizer
+from picotron_core.data.tokenizer import Tokenizer, open_tokenizer
+from picotron_core.engine.generate import generate, refuse_prompt
 from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.errors import ConfigError
 from picotron_core.hardware import Device, stand_in
+from picotron_core.model.architecture import Architecture
 from picotron_core.model.llama import Llama
+from picotron_core.model.pretrained import (
+    load_architecture,
+    load_dtype,
+    load_end_tokens,
+    load_weights,
+)
 from picotron_core.model.requests import requests
 from picotron_core.precision import Precision, choose_precision
 from picotron_core.registry.bind import bind, tried_on
 from picotron_core.registry.breadcrumb import breadcrumb
+from picotron_core.schema import Config
 
 SAMPLE_TOKENS = 200
 log = logging.getLogger("picotron")
@@ -34,10 +46,67 @@ def open_run(path: Path) -> tuple[RunDirectory, Checkpoint]:
     return RunDirectory(run), find_checkpoint(path)
 
 
+def is_model_folder(path: Path) -> bool:
+    """Whether it is a Hugging Face folder; a run's has a config.toml."""
+    return (path / "config.json").is_file() and not (path / "config.toml").is_file()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writer:
+    """What writes text: the model of a run, or of a Hugging Face folder.
+
+    ends: the tokens that end a text. dtype: as in `train.dtype`. load: fills a model.
+    """
+
+    tokenizer: Tokenizer
+    architecture: Architecture
+    ends: tuple[int, ...]
+    dtype: str
+    load: Callable[[Llama], None]
+
+
+def writer_of_run(settings: Settings, run: RunDirectory, checkpoint: Checkpoint) -> Writer:
+    """The model that a run has trained."""
+    config = settings.config
+    tokenizer = open_tokenizer(run.tokenizer, eos_id=checkpoint.manifest.facts.eos_id)
+    return Writer(
+        tokenizer=tokenizer,
+        architecture=architecture_of(config, tokenizer.vocab_size),
+        ends=end_tokens(config, tokenizer),
+        dtype=config.train.dtype,
+        load=lambda model: load_weights_only(dict(model.named_parameters()), checkpoint),
+    )
+
+
+def writer_of_folder(folder: Path) -> Writer:
+    """The model of a Hugging Face folder, e.g. of one that `picotron export` wrote."""
+    tokenizer = load_tokenizer(str(folder), remedy="Put the model's own tokenizer there.")
+    return Writer(
+        tokenizer=tokenizer,
+        architecture=load_architecture(folder),
+        ends=(tokenizer.eos_id, *load_end_tokens(folder)),
+        dtype=load_dtype(folder),
+        load=lambda model: load_weights(model, folder),
+    )
+
+
+def end_tokens(config: Config, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The tokenizer's EOS, by which training ends each document, and those of the base model.
+
+    With a tokenizer that is not the model's own, an id of the model's may be any token of it: only
+    special tokens are taken for ends there.
+    """
+    ends = [tokenizer.eos_id]
+    if config.model.path:
+        ends += load_end_tokens(config.model.path)
+    if config.data.tokenizer:
+        ends = [token for token in ends if token == tokenizer.eos_id or tokenizer.is_special(token)]
+    return tuple(dict.fromkeys(ends))
+
+
 def write_text(
     settings: Settings,
-    run: RunDirectory,
-    checkpoint: Checkpoint,
+    writer: Writer,
     *,
     prompt: str,
     max_new_tokens: int | None = None,
@@ -46,18 +115,22 @@ def write_text(
     top_p: float = 1.0,
     seed: int = 0,
 ) -> None:
-    """Print the prompt and its continuation, as it is written.
+    """Print the prompt and its continuation, as it is written: the text of all their tokens
+    together, without special ones.
 
     Args:
         max_new_tokens: None means SAMPLE_TOKENS, or as many as the model's context still holds.
     """
-    config = settings.config
-    tokenizer = open_tokenizer(run.tokenizer, eos_id=checkpoint.manifest.facts.eos_id)
-    architecture = architecture_of(config, tokenizer.vocab_size)
+    architecture, tokenizer = writer.architecture, writer.tokenizer
+    ids = tokenizer.encode_prompt(prompt)
+    if max_new_tokens is None:
+        room = architecture.max_position_embeddings - len(ids)
+        max_new_tokens = max(1, min(SAMPLE_TOKENS, room))
+    refuse_prompt(architecture, ids, max_new_tokens)
     quarantine = open_quarantine(settings)
     registry = open_registry(settings, quarantine)
     device = find_device(settings, registry)
-    precision = _precision(config.train.dtype, device)
+    precision = _precision(writer.dtype, device)
     wanted = requests(
         architecture,
         device=device,
@@ -72,17 +145,8 @@ def write_text(
     selected = select(settings, registry, wanted)
     ops, selections = bind(selected, registry, quarantine=quarantine, real=real)
     model = Llama(architecture, ops)
-    load_weights_only(dict(model.named_parameters()), checkpoint)
+    writer.load(model)
     model.to(torch.device(real.type), getattr(torch, precision.compute))
-
-    # A prompt of nothing continues the end of a document: what the model saw before each one.
-    ids = tokenizer.encode(prompt) or [tokenizer.eos_id]
-    if max_new_tokens is None:
-        room = architecture.max_position_embeddings - len(ids)
-        max_new_tokens = max(1, min(SAMPLE_TOKENS, room))
-    written: list[int] = []
-    shown = ""
-    print(prompt, end="", flush=True)
     tokens = generate(
         model,
         ids,
@@ -91,27 +155,36 @@ def write_text(
         top_k=top_k,
         top_p=top_p,
         seed=seed,
-        eos_id=tokenizer.eos_id,
+        eos_id=writer.ends,
     )
+    text = Detokenizer(tokenizer, ids)
+    print(text.add(), end="", flush=True)
     with breadcrumb(quarantine, [(s.chosen, tried_on(s.requests, real)) for s in selections]):
         for token in tokens:
-            written.append(token)
-            # Decode all that was written: one character may be spread over several tokens.
-            text = tokenizer.decode(written)
-            if text.endswith("\N{REPLACEMENT CHARACTER}"):
-                continue
-            print(text[len(shown) :], end="", flush=True)
-            shown = text
-    print()
+            print(text.add(token), end="", flush=True)
+    print(text.end())
 
 
-def _precision(trained: str, device: Device) -> Precision:
-    """That of the training, where this device has it."""
+def refuse_prompt_bytes(prompt: str) -> None:
+    """Raises: ConfigError for bytes on the command line that are not text."""
     try:
-        return choose_precision(trained, [device])
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        byte = ord(prompt[error.start]) & 0xFF
+        raise ConfigError(
+            f"--prompt is not UTF-8: after {error.start} characters comes the byte 0x{byte:02x}. "
+            "Give it in UTF-8."
+        ) from None
+
+
+def _precision(wanted: str, device: Device) -> Precision:
+    """That of the training, or of config.json, where this device supports it."""
+    try:
+        return choose_precision(wanted, [device])
     except ConfigError:
         found = choose_precision("auto", [device])
         log.warning(
-            "trained in %s, which %s has not: computing in %s", trained, device, found.compute
+            "The model is in %s, which %s does not support; computing in %s.",
+            *(wanted, device, found.compute),
         )
         return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from picotron_core.errors import ConfigError
 from picotron_core.model.architecture import Architecture
 from picotron_core.parallel.parallelize import refuse_layout
@@ -11,20 +13,26 @@ from picotron_core.schema import Config
 def architecture_of(config: Config, vocab_size: int) -> Architecture:
     """The architecture of `[model]`: a Hugging Face folder's, or the fields with that vocabulary.
 
-    Raises: ConfigError where the folder's embedding is smaller than the vocabulary.
+    Raises: ConfigError where the folder's embedding is smaller than the vocabulary, and is not to
+        be resized.
     """
     model = config.model
     if model.path:
         from picotron_core.model.pretrained import load_architecture
 
         architecture = load_architecture(model.path)
-        if vocab_size > architecture.vocab_size:
+        if vocab_size <= architecture.vocab_size:
+            return architecture
+        if not model.resize_embeddings:
             raise ConfigError(
                 f"The tokenizer has {vocab_size} tokens, but the model of {model.path} embeds "
-                f"{architecture.vocab_size}. Leave data.tokenizer empty to take the model's own."
+                f"{architecture.vocab_size}. Give --model.resize_embeddings true to add the rest, "
+                "or leave data.tokenizer empty to take the model's own."
             )
-        return architecture
-    fields = model.model_dump(exclude={"path", "pretrained", "head_dim", "rope_scaling"})
+        return replace(architecture, vocab_size=vocab_size)
+    fields = model.model_dump(
+        exclude={"path", "pretrained", "resize_embeddings", "head_dim", "rope_scaling"}
+    )
     if model.head_dim:
         fields["head_dim"] = model.head_dim
     fields["rope_parameters"] = {

@@ -17,7 +17,7 @@ from picotron_core.checkpoint.manifest import Facts
 from picotron_core.checkpoint.save import Saver
 from picotron_core.cli import INTERRUPTED
 from picotron_core.cli.console import View, open_view
-from picotron_core.cli.generate import write_text
+from picotron_core.cli.generate import write_text, writer_of_run
 from picotron_core.cli.job import Job, prepare_job
 from picotron_core.cli.resume import backends_of, device_name
 from picotron_core.cli.stop import REQUEUE, Stop, listening
@@ -274,7 +274,8 @@ def _farewell(settings: Settings, job: Job) -> None:
     if settings.config.run.sample:
         print(f"\nA sample, continuing {settings.config.run.sample!r}:\n")
         try:
-            write_text(settings, run, find_checkpoint(run.path), prompt=settings.config.run.sample)
+            writer = writer_of_run(settings, run, find_checkpoint(run.path))
+            write_text(settings, writer, prompt=settings.config.run.sample)
         except PicotronError as error:  # the run itself is done and saved
             print(f"No sample: {error}")
     if run.plot.exists():

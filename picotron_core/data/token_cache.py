@@ -23,8 +23,9 @@ from picotron_core.data.cache_folder import (
     sweep,
 )
 from picotron_core.data.corpus import Corpus
+from picotron_core.data.pretrained_tokenizer import load_tokenizer
 from picotron_core.data.split import Part, Split, parted, plan_split
-from picotron_core.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from picotron_core.data.tokenizer import Tokenizer, train_tokenizer
 from picotron_core.data.tokens import (
     FILES,
     FORMAT,
@@ -176,13 +177,16 @@ def _write_tokens(
 ) -> dict[Part, int]:
     """Write both token files; returns the bytes of text in each."""
     text_bytes: dict[Part, int] = {"train": 0, "validation": 0}
-    vocab_size, eos = tokenizer.vocab_size, [tokenizer.eos_id]
+    vocab_size, bos, eos = tokenizer.vocab_size, tokenizer.prefix, [tokenizer.eos_id]
+    first = True  # whether the piece begins its document
     with ExitStack() as stack:
         files = {part: stack.enter_context(create(making / name)) for part, name in FILES.items()}
         for batch in _batches(parted(corpus.documents(), split)):
             encoded = tokenizer.encode_batch([piece for _, piece, _ in batch])
             for (part, piece, last), ids in zip(batch, encoded, strict=True):
-                write_all(files[part], fit_tokens(ids + eos if last else ids, vocab_size).data)
+                ids = (bos if first else []) + ids + (eos if last else [])
+                write_all(files[part], fit_tokens(ids, vocab_size).data)
+                first = last
                 text_bytes[part] += len(piece.encode())
             report("tokenising", sum(text_bytes.values()), split.total_bytes)
     if not all(text_bytes.values()):

@@ -7,14 +7,16 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from picotron_core.errors import ConfigError, reason
-from picotron_core.files import make_folder, replace_text
+from picotron_core.errors import ConfigError, DamagedFileError, reason
+from picotron_core.files import make_folder, open_regular, replace_text
 
 EOS = "<|endoftext|>"
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 SMALLEST_VOCAB = 257  # every byte, and EOS: below that some text could not be written
 
 
@@ -24,10 +26,17 @@ class Tokenizer:
 
     A special token that is spelled out in a text becomes that token, as in transformers: corpora
     that separate documents by a written "<|endoftext|>" mean just that.
+
+    Attributes:
+        backend: its post-processor adds tokens before a text or none, and nothing after it.
+        eos_id: the token that training puts after each document.
+        clean_up: whether `decode` removes the spaces before punctuation, as transformers does for
+            some tokenizers of words (clean_up_tokenization_spaces).
     """
 
     backend: tokenizers.Tokenizer
     eos_id: int
+    clean_up: bool = False
 
     @property
     def vocab_size(self) -> int:
@@ -37,46 +46,96 @@ class Tokenizer:
     @property
     def fingerprint(self) -> str:
         """Hex digest of all that decides the ids."""
-        return hashlib.sha256(f"{self.eos_id}\n{self.backend.to_str()}".encode()).hexdigest()
+        decides = f"{self.eos_id} {self.prefix} {self.clean_up}\n{self.backend.to_str()}"
+        return hashlib.sha256(decides.encode()).hexdigest()
+
+    @property
+    def prefix(self) -> list[int]:
+        """The ids that the tokenizer itself puts before a text: BOS, or none."""
+        return around(self.backend)[0]
+
+    @property
+    def policy(self) -> str:
+        """What is added to a document, in words: for the log."""
+        begin = " ".join(str(self.backend.id_to_token(token)) for token in self.prefix)
+        end = self.backend.id_to_token(self.eos_id)
+        return f"{f'BOS {begin}' if begin else 'no BOS'} before each document, EOS {end} after it"
+
+    def is_special(self, token: int) -> bool:
+        """Whether it is a token that `decode` can skip, as BOS, EOS or those of a chat."""
+        added = self.backend.get_added_tokens_decoder().get(token)
+        return added is not None and added.special
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text, with no special token added."""
         return list(self.backend.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """The ids of many texts, on every core."""
+        """The ids of many texts, on every core, with no special token added."""
         encoded = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text, special tokens included. A character cut in half reads as U+FFFD, so that any
-        prefix of a sequence can be shown while the rest is still to come."""
-        return str(self.backend.decode(list(ids), skip_special_tokens=False))
+    def encode_prompt(self, text: str) -> list[int]:
+        """The ids of the beginning of a document, as transformers' `tokenizer(text)` gives them;
+        EOS for an empty text without BOS, since training puts EOS before each document.
+        """
+        return list(self.backend.encode(text, add_special_tokens=True).ids) or [self.eos_id]
+
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
+        """The text. A character cut in half reads as U+FFFD."""
+        text = str(self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        return _clean_up(text) if self.clean_up else text
 
     def save(self, directory: Path | str) -> None:
         """Write the two files that transformers' `AutoTokenizer.from_pretrained` reads."""
         directory = Path(directory)
         make_folder(directory)
-        replace_text(directory / "tokenizer.json", self.backend.to_str(pretty=True))
-        config = {
+        replace_text(directory / TOKENIZER, self.backend.to_str(pretty=True))
+        config: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": self.backend.id_to_token(self.eos_id),
-            "clean_up_tokenization_spaces": False,
+            "clean_up_tokenization_spaces": self.clean_up,
         }
-        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        replace_text(directory / "tokenizer_config.json", text)
+        if len(self.prefix) == 1:
+            config["bos_token"] = self.backend.id_to_token(self.prefix[0])
+        replace_text(
+            directory / TOKENIZER_CONFIG, json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        )
 
 
 def open_tokenizer(directory: Path, *, eos_id: int) -> Tokenizer:
-    """What `Tokenizer.save` wrote, without the seconds that importing transformers takes."""
+    """What `Tokenizer.save` wrote, without the seconds that importing transformers takes.
+
+    Raises: DamagedFileError that names the file.
+    """
+    content: list[bytes] = []
+    for name in (TOKENIZER, TOKENIZER_CONFIG):
+        try:
+            with open_regular(directory / name) as file:
+                content.append(file.read())
+        except OSError as error:
+            found = f"{directory / name} cannot be read ({error.strerror})"
+            raise DamagedFileError(f"{found}.") from None
+    try:
+        opened = read_tokenizer(*content, eos_id=eos_id)
+        if opened.backend.id_to_token(eos_id) is None:
+            raise ValueError(f"it has no token {eos_id}, which is EOS")
+    except ValueError as error:
+        raise DamagedFileError(f"The tokenizer in {directory} is damaged: {error}.") from None
+    return opened
+
+
+def read_tokenizer(content: bytes, config: bytes, *, eos_id: int) -> Tokenizer:
+    """The tokenizer in the content of the two files that `Tokenizer.save` wrote.
+
+    Raises: ValueError that names the file.
+    """
+    given = parse_object(config, TOKENIZER_CONFIG)
     return Tokenizer(
-        backend=tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json")), eos_id=eos_id
+        backend=parse_backend(content, TOKENIZER),
+        eos_id=eos_id,
+        clean_up=given.get("clean_up_tokenization_spaces") is True,
     )
-
-
-def read_tokenizer(content: bytes, *, eos_id: int) -> Tokenizer:
-    """The tokenizer in the content of a tokenizer.json that `Tokenizer.save` wrote."""
-    return Tokenizer(backend=tokenizers.Tokenizer.from_str(content.decode()), eos_id=eos_id)
 
 
 def train_tokenizer(
@@ -122,42 +181,67 @@ def _reported(documents: Iterable[str], on_progress: Callable[[int], None] | Non
             on_progress(done)
 
 
-def load_tokenizer(name_or_path: str) -> Tokenizer:
-    """A Hugging Face tokenizer: a folder, a tokenizer.json, or a name on the hub.
+def parse_backend(content: bytes, name: Path | str) -> tokenizers.Tokenizer:
+    """The tokenizer in the content of a tokenizer.json.
 
-    Raises: ConfigError if it cannot be loaded, has no fast implementation, or has no EOS token.
+    Args:
+        name: the file, for errors.
+
+    Raises: ValueError.
     """
-    from transformers import AutoTokenizer
-
-    path = Path(name_or_path).expanduser()
-    found = str(path.parent if path.name == "tokenizer.json" else path)
     try:
-        loaded = AutoTokenizer.from_pretrained(
-            found if path.exists() else name_or_path, trust_remote_code=False
-        )
-    except Exception as error:  # files, hub, Rust: each raises its own
-        if "trust_remote_code" in str(error):  # transformers' advice is to allow it
-            raise ConfigError(
-                f"The tokenizer {name_or_path!r} needs code of its own, and Picotron runs no code "
-                "from model folders. Name another with --data.tokenizer, or save it once as a "
-                "plain tokenizer.json."
-            ) from error
-        raise ConfigError(
-            f"Cannot load the tokenizer {name_or_path!r}: {reason(error)}. Check --data.tokenizer: "
-            "a folder with tokenizer.json and tokenizer_config.json, or a name on the hub."
-        ) from error
-    fast = getattr(loaded, "backend_tokenizer", None)
-    if not isinstance(fast, tokenizers.Tokenizer):
-        raise ConfigError(
-            f"The tokenizer {name_or_path!r} has no fast implementation (tokenizer.json), which "
-            "Picotron needs. Name another with --data.tokenizer."
-        )
-    if loaded.eos_token_id is None:
-        raise ConfigError(
-            f"The tokenizer {name_or_path!r} has no EOS token, which separates documents. Set "
-            "eos_token in its tokenizer_config.json."
-        )
-    backend = tokenizers.Tokenizer.from_str(fast.to_str())  # ours: theirs may truncate or pad
-    backend.no_truncation()
-    backend.no_padding()
-    return Tokenizer(backend=backend, eos_id=int(loaded.eos_token_id))
+        return tokenizers.Tokenizer.from_str(content.decode())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not UTF-8 ({reason(error)})") from None
+    except BaseException as error:
+        # tokenizers raises plain Exception, and its panics are no Exceptions.
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(
+            f"{name} is damaged, or of a newer version of tokenizers ({reason(error)})"
+        ) from None
+
+
+def parse_object(content: bytes, name: Path | str) -> dict[str, Any]:
+    """The JSON object in the content of a file; see `parse_backend`."""
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is not JSON ({reason(error)})") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{name} holds no JSON object")
+    return found
+
+
+def around(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
+    """The ids that the post-processor adds before a text, and those that it adds after it.
+
+    Raises: ConfigError where it does something else to a text.
+    """
+    if backend.post_processor is None:
+        return [], []
+    for text in _samples(backend):
+        bare = backend.encode(text, add_special_tokens=False).ids
+        if bare:
+            whole = backend.encode(text, add_special_tokens=True).ids
+            added = len(whole) - len(bare)
+            for before in range(added + 1):
+                if whole[before : before + len(bare)] == bare:
+                    return whole[:before], whole[before + len(bare) :]
+            break
+    raise ConfigError(
+        "The tokenizer's post-processor (post_processor in tokenizer.json) changes a text instead "
+        "of adding tokens before and after it. Name another tokenizer with --data.tokenizer."
+    )
+
+
+def _samples(backend: tokenizers.Tokenizer) -> Iterator[str]:
+    yield from ("a", "0")
+    yield from backend.get_vocab()  # a tokenizer of words may know neither
+
+
+def _clean_up(text: str) -> str:
+    """As `clean_up_tokenization` of transformers, in its order."""
+    for written in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"):
+        text = text.replace(written, written.strip())
+    return text

@@ -44,9 +44,10 @@ Ids = npt.NDArray[Any]  # uint16 or uint32
 class Tokens:
     """A tokenised corpus, memory-mapped and read-only.
 
-    `train` and `validation`: 1-D uint16 or uint32 ids, each document ended by `eos_id`.
-    `bytes_per_token`: UTF-8 bytes of the validation text over its tokens, EOS counted; nats per
-    token / (bytes_per_token * ln 2) is bits per byte.
+    `train` and `validation`: 1-D uint16 or uint32 ids, each document begun by the
+    tokenizer's `prefix` and ended by `eos_id`.
+    `bytes_per_token`: UTF-8 bytes of the validation text over its tokens, BOS and EOS counted;
+    nats per token / (bytes_per_token * ln 2) is bits per byte.
     """
 
     train: Ids
@@ -129,7 +130,8 @@ def open_tokens(folder: Path, *, owners: Collection[int] | None = None) -> Token
         train, validation = (
             np.memmap(files[name], dtype=dtype, mode="r") for name in FILES.values()
         )
-        tokenizer = read_tokenizer(files["tokenizer.json"].read(), eos_id=meta["eos_id"])
+        saved = [files[name].read() for name in TOKENIZER_FILES]
+        tokenizer = read_tokenizer(*saved, eos_id=meta["eos_id"])
     for name, ids in zip(FILES.values(), (train, validation), strict=True):
         highest = max(int(ids[i : i + BLOCK].max()) for i in range(0, ids.size, BLOCK))
         if highest >= vocab_size:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from picotron_core.errors import ConfigError, RunError
+from picotron_core.model.architecture import Architecture
 from picotron_core.model.kv_cache import KVCache, empty_cache
 from picotron_core.model.llama import Llama
 
@@ -37,26 +38,10 @@ def generate(
 
     Raises: ConfigError, naming the flag, when called; RunError for logits that are not finite.
     """
-    V, limit = model.architecture.vocab_size, model.architecture.max_position_embeddings
-    if max_new_tokens < 1:
-        raise ConfigError(f"--max-new-tokens is {max_new_tokens}, but it must be >= 1.")
-    if not 0 <= temperature < float("inf"):
-        raise ConfigError(f"--temperature is {temperature}, but it must be >= 0 (0 is greedy).")
-    if top_k < 0:
-        raise ConfigError(f"--top-k is {top_k}, but it must be >= 0 (0 means all tokens).")
-    if not 0 < top_p <= 1:
-        raise ConfigError(f"--top-p is {top_p}, but it must be above 0 and at most 1.")
-    if not prompt_ids:
-        raise ConfigError("--prompt has no tokens: give at least one to begin with.")
-    if not all(0 <= token < V for token in prompt_ids):
-        raise ConfigError(f"--prompt has tokens outside the model's vocabulary of {V}.")
+    refuse_options(max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    refuse_prompt(model.architecture, prompt_ids, max_new_tokens)
     # The last token drawn is never read, so it needs no position.
     positions = len(prompt_ids) + max_new_tokens - 1
-    if positions > limit:
-        raise ConfigError(
-            f"--prompt ({len(prompt_ids)} tokens) with --max-new-tokens {max_new_tokens} is longer "
-            f"than the model's max_position_embeddings = {limit}: shorten one of them."
-        )
     ends = {eos_id} if isinstance(eos_id, int) else set(eos_id or ())
     weight = model.lm_head.weight
     cache = empty_cache(
@@ -79,6 +64,57 @@ def generate(
     return tokens()
 
 
+def refuse_options(
+    max_new_tokens: int | None, *, temperature: float, top_k: int, top_p: float, seed: int
+) -> None:
+    """Check what can be checked without a model.
+
+    Raises: ConfigError, naming the flag.
+    """
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise ConfigError(f"--max-new-tokens is {max_new_tokens}, but it must be >= 1.")
+    if not 0 <= temperature < float("inf"):
+        raise ConfigError(f"--temperature is {temperature}, but it must be >= 0 (0 is greedy).")
+    if top_k < 0:
+        raise ConfigError(f"--top-k is {top_k}, but it must be >= 0 (0 means all tokens).")
+    if not 0 < top_p <= 1:
+        raise ConfigError(f"--top-p is {top_p}, but it must be above 0 and at most 1.")
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"--seed is {seed}, but it must be >= 0 and below 2**63.")
+
+
+def refuse_prompt(
+    architecture: Architecture, prompt_ids: Sequence[int], max_new_tokens: int
+) -> None:
+    """Check what can be checked without the model's weights.
+
+    Raises: ConfigError, naming the flag.
+    """
+    V, limit, length = (
+        architecture.vocab_size,
+        architecture.max_position_embeddings,
+        len(prompt_ids),
+    )
+    if not prompt_ids:
+        raise ConfigError("--prompt has no tokens: give at least one to begin with.")
+    if outside := [token for token in prompt_ids if not 0 <= token < V]:
+        raise ConfigError(
+            f"--prompt has the token {outside[0]}, outside the model's vocabulary of {V}: the "
+            "tokenizer has more tokens than the model."
+        )
+    if length > limit:
+        raise ConfigError(
+            f"--prompt has {length} tokens, more than the model's max_position_embeddings = "
+            f"{limit}: shorten it."
+        )
+    if length + max_new_tokens - 1 > limit:
+        raise ConfigError(
+            f"--prompt ({length} tokens) with --max-new-tokens {max_new_tokens} is longer than the "
+            f"model's max_position_embeddings = {limit}: at most {limit - length + 1} new tokens "
+            "fit this prompt."
+        )
+
+
 def probabilities(logits: Tensor, *, temperature: float, top_k: int, top_p: float) -> Tensor:
     """The distribution that a token is drawn from: (V,) logits -> (V,) float64.
 
@@ -86,8 +122,9 @@ def probabilities(logits: Tensor, *, temperature: float, top_k: int, top_p: floa
     """
     V = len(logits)
     ranked, order = torch.sort(logits.double(), descending=True, stable=True)
-    ranked[top_k or V :] = -torch.inf
-    p = torch.softmax(ranked / temperature, dim=0)
+    ranked[min(top_k, V) or V :] = -torch.inf
+    # Less the largest, which changes nothing: a tiny temperature would make infinities of them.
+    p = torch.softmax((ranked - ranked[0]) / temperature, dim=0)
     if top_p < 1:
         p[p.cumsum(0) - p >= top_p] = 0  # what precedes the token is already enough
     return torch.zeros_like(p).scatter(0, order, p / p.sum())

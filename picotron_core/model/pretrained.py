@@ -15,9 +15,12 @@ from picotron_core.errors import ConfigError, reason
 from picotron_core.model.architecture import Architecture
 from picotron_core.model.init import Values, fill
 from picotron_core.model.llama import Llama
+from picotron_core.precision import DTYPES
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_ROWS = 4096  # of the vocabulary, compared at once
+GENERATION = "generation_config.json"
+LLAMA_EOS = 2  # that of transformers' LlamaConfig, where no file says another
+_ROWS = 4096  # of the vocabulary, read at once
 _FLOATS = ("F16", "BF16", "F32", "F64")  # safetensors' names
 
 
@@ -39,17 +42,54 @@ def load_architecture(path_or_name: str | Path) -> Architecture:
     return Architecture.from_transformers(described)
 
 
+def load_end_tokens(path_or_name: str | Path) -> tuple[int, ...]:
+    """The ids that end a text, by config.json and generation_config.json: all of both.
+
+    Raises: ConfigError that names the file, where they are no ids.
+    """
+    folder = _folder(path_or_name, ["config.json", GENERATION])
+    configs = {folder / "config.json": _read_json(folder / "config.json")}
+    if (folder / GENERATION).is_file():
+        configs[folder / GENERATION] = _read_json(folder / GENERATION)
+    elif "eos_token_id" not in configs[folder / "config.json"]:
+        return (LLAMA_EOS,)
+    found: dict[int, None] = {}
+    for path, config in configs.items():
+        given = config.get("eos_token_id")
+        ids = given if isinstance(given, list) else [] if given is None else [given]
+        if not all(type(token) is int for token in ids):
+            raise ConfigError(
+                f"eos_token_id in {path} is {given!r}, but it must be a token's id, a list of ids, "
+                "or null."
+            )
+        found |= dict.fromkeys(ids)
+    return tuple(found)
+
+
+def load_dtype(path_or_name: str | Path) -> str:
+    """The dtype of the weights by config.json; "auto" where it names none that Picotron computes
+    in.
+    """
+    config = _read_json(_folder(path_or_name, ["config.json"]) / "config.json")
+    dtype = config.get("dtype", config.get("torch_dtype"))
+    return str(dtype) if dtype in DTYPES else "auto"
+
+
 def load_weights(model: Llama, path_or_name: str | Path) -> None:
     """Fill the model's parameters in place; see `stored_weights`."""
     fill(model, stored_weights(model, path_or_name))
 
 
-def stored_weights(model: Llama, path_or_name: str | Path) -> Values:
+def stored_weights(model: Llama, path_or_name: str | Path, *, resize: bool = False) -> Values:
     """The values in model.safetensors, or in the shards of its index, for a whole model, which may
     be on the meta device; each is read when it is asked for.
 
     They are in the file's dtype, on the CPU. A tied head may be absent from the file. Rotary
     frequencies in old checkpoints are not read: the architecture gives them.
+
+    Args:
+        resize: whether the embedding and the head may have fewer rows in the file than in the
+            model; each of the others is the mean of those in the file.
 
     Raises: ConfigError that names the tensors that are missing, unexpected, of another shape or of
         no float dtype, or a tied head that differs from the embedding.
@@ -72,6 +112,8 @@ def stored_weights(model: Llama, path_or_name: str | Path) -> Values:
         read = {name: shards[files[name]] for name in sorted(names)}
         for name, shard in read.items():
             shape = wanted[_EMBEDDING if tied and name == _HEAD else name]
+            if resize and name in (_EMBEDDING, _HEAD):
+                shape = torch.Size((load_architecture(folder).vocab_size, *shape[1:]))
             _check_tensor(name, shard.get_slice(name), shape, folder)
         if tied and _HEAD in read:
             head, embedding = (read[name].get_slice(name) for name in (_HEAD, _EMBEDDING))
@@ -80,7 +122,7 @@ def stored_weights(model: Llama, path_or_name: str | Path) -> Values:
     def value(name: str) -> Tensor:
         with _readable(folder):
             found: Tensor = read[name].get_tensor(name)
-            return found
+        return _with_rows(found, wanted[name][0])
 
     return value
 
@@ -181,3 +223,17 @@ def _check_tied_head(head: Any, embedding: Any, folder: Path) -> None:
                 f"{folder} has tie_word_embeddings, but its {_HEAD} differs from {_EMBEDDING}: set "
                 "tie_word_embeddings to false in its config.json."
             )
+
+
+def _with_rows(stored: Tensor, rows: int) -> Tensor:
+    """A matrix, or a vector, with rows added that are the mean of its own: a new token is then as
+    likely as the old ones are on average, and does not upset what the model says of them.
+    """
+    missing = rows - len(stored)
+    if not missing:
+        return stored
+    total = torch.zeros(stored.shape[1], dtype=torch.float64)
+    for start in range(0, len(stored), _ROWS):  # else it would be in memory twice again
+        total += stored[start : start + _ROWS].double().sum(dim=0)
+    mean = (total / len(stored)).to(stored.dtype)
+    return torch.cat([stored, mean.expand(missing, -1)])
