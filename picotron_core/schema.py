@@ -105,8 +105,14 @@ class Train(Section):
         "cosine", description="Decay after warmup; wsd holds the peak, then decays at the end."
     )
     warmup_steps: int = Field(50, ge=0, le=STEPS, description="Steps of linear warmup.")
+    decay_steps: int = Field(
+        0,
+        ge=0,
+        le=STEPS,
+        description="The step at which the decay ends, after which the rate stays; 0: `steps`.",
+    )
     decay_fraction: float = Field(
-        0.2, ge=1e-3, le=1, description="wsd: the share of all steps that the last decay takes."
+        0.2, ge=1e-3, le=1, description="wsd: the share of these steps that the last decay takes."
     )
     weight_decay: float = Field(
         0.1, ge=0, le=100, description="Decoupled; not on norms and embeddings."

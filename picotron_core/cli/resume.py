@@ -6,19 +6,22 @@ import logging
 import re
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from picotron_core.checkpoint.commit import listed
 from picotron_core.checkpoint.load import Checkpoint, find_checkpoint, load_newest
-from picotron_core.checkpoint.manifest import Backend, Manifest
+from picotron_core.checkpoint.manifest import Backend, Facts, Manifest
 from picotron_core.checkpoint.pieces import degrees_of
 from picotron_core.data.tokens import Tokens
 from picotron_core.engine.run_directory import RunDirectory
+from picotron_core.engine.schedule import changed_plan
 from picotron_core.engine.state import TrainState
 from picotron_core.errors import ConfigError
 from picotron_core.hardware import Device
 from picotron_core.parallel.mesh import data_parallel_degree
 from picotron_core.parallel.world import World
 from picotron_core.registry import Selection
-from picotron_core.schema import Config
+from picotron_core.schema import Config, Train
 
 log = logging.getLogger("picotron")
 
@@ -59,7 +62,20 @@ def find(wanted: Path, config: Config, tokens: Tokens, world: World) -> Checkpoi
             f"{config.train.steps}. Give --train.steps above {step} to go on."
         )
     _refuse_other_order(checkpoint.manifest, config, world)
+    before = _train_of(facts)
+    if world.is_first and before and (changed := changed_plan(before, config.train, step)):
+        log.warning("%s", changed)
     return checkpoint
+
+
+def _train_of(facts: Facts) -> Train | None:
+    """The settings of the training that saved a checkpoint; None where this version cannot read
+    them.
+    """
+    try:
+        return Train.model_validate(facts.config["train"])
+    except (KeyError, ValidationError):
+        return None
 
 
 def _refuse_other_order(manifest: Manifest, config: Config, world: World) -> None:

@@ -26,6 +26,7 @@ from picotron_core.engine import run_directory
 from picotron_core.engine.metrics import StepRecord
 from picotron_core.engine.plot import plot_losses
 from picotron_core.engine.run_directory import RunDirectory
+from picotron_core.engine.schedule import flags_to_go_on
 from picotron_core.engine.train import train
 from picotron_core.errors import (
     ConfigError,
@@ -283,9 +284,10 @@ def _farewell(settings: Settings, job: Job) -> None:
     else:
         print("\nFor a picture of the losses: pip install 'picotron[plot]'")
     print("\nNext:")
+    further = flags_to_go_on(settings.config.train)
     for command in (
         f"picotron generate {quoted} --prompt 'def main('",
-        f"picotron train --resume {quoted} --train.steps {settings.config.train.steps * 2}",
+        *([f"picotron train --resume {quoted} {further}"] if further else []),
         "picotron train --data YOUR_TEXT_FILES",
         "PICOTRON_BACKENDS=naive-math picotron train",
         "picotron backends",

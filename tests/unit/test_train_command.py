@@ -43,6 +43,7 @@ def test_a_run_learns_and_leaves_everything_behind(trained):
     assert len(losses) == 30
     assert sum(losses[-5:]) / 5 < losses[0] - 1
     assert len(metrics(run, "val_loss")) == 3
+    assert "--resume runs/first --train.steps 60 --train.decay_steps 30" in out
 
     line = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     assert list(line) == [
@@ -213,6 +214,7 @@ def test_auto_resumes_a_run_that_has_a_checkpoint(trained, picotron, tiny):
     assert picotron("train", *tiny, "--name", "nan", *DIVERGES)[0] == 1
     code, out, _ = picotron("train", "--resume", "auto", "--train.steps", "31")
     assert code == 0
+    assert "learning-rate plan changes: train.steps 30 -> 31: at step 31 the rate is" in out
     assert "runs/first" in out
 
 
