@@ -17,8 +17,10 @@ class Disk:
     """The real one."""
 
     def make_folder(self, path: Path) -> None:
-        """Of several ranks that need it, the first makes it."""
-        path.mkdir(parents=True, exist_ok=True)
+        """Of several ranks that need it, the first makes it. Its parent must be there: a run's
+        folder that was deleted meanwhile must not be made again, half empty.
+        """
+        path.mkdir(exist_ok=True)
 
     def create(self, path: Path) -> int:
         """A descriptor of a new file."""

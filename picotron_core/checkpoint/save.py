@@ -39,7 +39,7 @@ from picotron_core.checkpoint.snapshot import Snapshot
 from picotron_core.checkpoint.task import Outcome, Task
 from picotron_core.checkpoint.write import write_file
 from picotron_core.engine.state import TrainState
-from picotron_core.errors import NotSavedError
+from picotron_core.errors import NotSavedError, RunError
 from picotron_core.parallel.world import World
 
 SLOW_DISK = 20e6  # bytes a second
@@ -105,6 +105,7 @@ class Saver:
         self._key = f"saver/{checkpoints}"  # of what this saver's ranks say to each other
         self._run = self.world.share(f"{self._key}/run", lambda: uuid.uuid4().hex[:8])
         if self.world.is_first:  # before the others hear of it, and may begin to write
+            self.disk.make_folder(checkpoints)
             sweep(self.disk, checkpoints)
         machines = self.world.gather(f"{self._key}/machine", socket.gethostname())
         self._ranks_here = machines.count(machines[self.world.rank])
@@ -149,7 +150,13 @@ class Saver:
             self._snapshot.take(numbers)
 
         def write() -> str:
-            self.disk.make_folder(folder)
+            try:
+                self.disk.make_folder(folder)
+            except FileNotFoundError:
+                raise RunError(
+                    f"{self.checkpoints} is not there: it was deleted, or not every rank sees the "
+                    "same files. Put --run.dir on a disk that all machines share."
+                ) from None
             of_step = numbers if all_wait else [self._snapshot.wait()]
             path = folder / file_of(self.world.rank)
             limit = 0.0 if all_wait else self.max_mb_per_s

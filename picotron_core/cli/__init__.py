@@ -2,49 +2,77 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
+from contextlib import ExitStack
 from typing import Any
 
+from picotron_core.cli.output import flush_or_drop, lasting, open_missing
+from picotron_core.cli.stop import INTERRUPTED, Stopped, raising_signals
 from picotron_core.cli.streams import printable_streams
 from picotron_core.errors import ConfigError, PicotronError, is_out_of_memory, one_line, reason
 
-INTERRUPTED = 130  # what a shell reports for a process that SIGINT ended
+__all__ = ["INTERRUPTED", "main"]
+
 LONGEST = 4000  # characters of an error's line: a setting's value may be a whole file
 
 
 def main() -> None:
     """Run a command; print an error as one line, with its traceback only under --debug."""
-    import typer
+    words = sys.argv[1:]
+    debug = "--debug" in words
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(raising_signals())
+            open_missing()
+            stack.enter_context(lasting("stderr"))  # what it does not take decides no exit code
+            if words[:1] == ["train"]:
+                stack.enter_context(lasting("stdout"))
+            stack.enter_context(printable_streams(debug=debug))
+            code = _run([word for word in words if word != "--debug"], debug=debug)
+    except (KeyboardInterrupt, Stopped) as stopped:  # while the lines above began or ended
+        code = _say_stopped(stopped)
+    sys.exit(code)
 
-    from picotron_core.cli.app import app
 
+def _run(arguments: list[str], *, debug: bool) -> int:
+    """Run a command; returns the exit code."""
+    try:
+        import typer
+
+        from picotron_core.cli.app import app
+    except Stopped as stopped:
+        return _say_stopped(stopped)
     # click's UsageError, by the one name that typer gives to it: newer typers carry a copy of click
     usage_error: Any = typer.BadParameter.__base__
-    debug = "--debug" in sys.argv
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    with printable_streams(debug=debug):
-        try:
-            _refuse_nul(arguments)
-            code = app(arguments, prog_name="picotron", standalone_mode=False) or 0
-        except BrokenPipeError:  # whoever read our output has seen enough, as in `| head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = 1
-        except usage_error as error:
-            error.show()
-            code = error.exit_code
-        except (KeyboardInterrupt, typer.Abort):
-            print("Interrupted.", file=sys.stderr)
-            code = INTERRUPTED
-        except SystemExit:
-            raise
-        except BaseException as error:  # noqa: BLE001 - the last net: panics of Rust are no Exception
-            if debug:
-                traceback.print_exc()
-            print(f"error: {_sentence(error, arguments)}", file=sys.stderr)
-            code = getattr(error, "exit_code", PicotronError.exit_code)
-    sys.exit(code)
+    try:
+        _refuse_nul(arguments)
+        code = int(app(arguments, prog_name="picotron", standalone_mode=False) or 0)
+    except BrokenPipeError:  # whoever read our output has seen enough, as in `| head`
+        code = PicotronError.exit_code
+    except usage_error as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, typer.Abort, Stopped) as stopped:
+        code = _say_stopped(stopped)
+    except SystemExit:
+        raise
+    except BaseException as error:  # noqa: BLE001 - the last net: panics of Rust are no Exception
+        if debug:
+            traceback.print_exc()
+        print(f"error: {_sentence(error, arguments)}", file=sys.stderr)
+        code = getattr(error, "exit_code", PicotronError.exit_code)
+    if why := flush_or_drop():
+        if not isinstance(why, BrokenPipeError):
+            print(f"error: Cannot write to standard output: {reason(why)}.", file=sys.stderr)
+        code = code or PicotronError.exit_code
+    return code
+
+
+def _say_stopped(stopped: BaseException) -> int:
+    code = getattr(stopped, "exit_code", INTERRUPTED)
+    print("Interrupted." if code == INTERRUPTED else f"{stopped}.", file=sys.stderr)
+    return int(code)
 
 
 def _refuse_nul(arguments: list[str]) -> None:

@@ -1,4 +1,6 @@
-"""What a run prints: a live bar on a terminal, plain lines in a pipe, nothing on other ranks."""
+"""What a run prints: a live bar on a terminal, plain lines in a pipe and in the run's log, nothing
+on other ranks.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from picotron_core import __version__
+from picotron_core.cli.log import MESSAGE, RunLog
 from picotron_core.cli.selection import selection_table
 from picotron_core.cli.terminal import open_console
 from picotron_core.data.tokens import Tokens
@@ -31,32 +34,38 @@ PIPE_WIDTH = 120  # columns where no terminal says how many there are
 
 @dataclass(slots=True)
 class View:
-    """Shows a run on one console. On ranks other than the first the console is quiet."""
+    """Shows a run on one console, and in its log. On ranks other than the first both are quiet."""
 
     config: Config
     console: Console
     bar: Progress
+    log: RunLog
     task: TaskID | None = None
     stages: dict[str, TaskID] = field(default_factory=dict)
 
+    def print(self, *objects: object) -> None:
+        """Print on the console, and in the log."""
+        self.console.print(*objects)
+        self.log.console.print(*objects)
+        self.log.note_lost_streams()
+
     def introduce(self, device: Device, precision: Precision, world: World) -> None:
         ranks = f", {world.size} ranks" if world.size > 1 else ""
-        self.console.print(f"[bold]picotron {__version__}[/] on {device}{ranks}")
+        self.print(f"[bold]picotron {__version__}[/] on {device}{ranks}")
         if device.simulated:
             real = stand_in(device, world.local_rank)
-            self.console.print(
+            self.print(
                 f"[bold yellow]SIMULATED[/]: what {device.name} would choose, computed on {real}. "
                 "Times and memory are not the card's."
             )
-        self.console.print(f"dtype  {escape(str(precision))}")
+        self.print(f"dtype  {escape(str(precision))}")
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Data preparation, in bytes (total 0: unknown): a bar per stage, or one line in a pipe."""
         if stage not in self.stages:
             self.stages[stage] = self.bar.add_task(stage, count="", note="")
-            if not self.console.is_terminal:
-                size = f": {total / 1e6:.1f} MB" if total else ""
-                self.console.print(f"data   {stage}{size}")
+            size = f": {total / 1e6:.1f} MB" if total else ""
+            self._line(f"data   {stage}{size}")
         size = f"{done / 1e6:.1f}/{total / 1e6:.1f} MB" if total else f"{done / 1e6:.1f} MB"
         self.bar.update(self.stages[stage], completed=done, total=total or None, count=size)
 
@@ -69,10 +78,11 @@ class View:
         rate: float,
     ) -> None:
         """All that was decided before the first step."""
+        self.log.open(run)
         for stage in self.stages.values():
             self.bar.remove_task(stage)
         train = self.config.train
-        print_ = self.console.print
+        print_ = self.print
         print_(f"data   {escape(tokens.label)}")
         print_(f"tokens {escape(tokens.tokenizer.policy)}")
         print_(
@@ -91,7 +101,7 @@ class View:
     def show(self, record: Record) -> None:
         """A step or an evaluation."""
         if isinstance(record, EvalRecord):
-            self.console.print(
+            self.print(
                 f"step {record.step:>6}  val_loss {record.val_loss:.4f}  "
                 f"bits_per_byte {record.bits_per_byte:.4f}"
             )
@@ -99,16 +109,23 @@ class View:
         total = self.config.train.steps
         if record.skipped:
             scale = f"the loss scale is {record.loss_scale:g} now"
-            self.console.print(f"step {record.step + 1:>6}  overflowed, is tried again: {scale}")
+            self.print(f"step {record.step + 1:>6}  overflowed, is tried again: {scale}")
             return
         if self.console.is_terminal:
             if self.task is None:
                 self.task = self.bar.add_task("training", total=total, count="", note="")
             count = f"{record.step}/{total}"
             self.bar.update(self.task, completed=record.step, count=count, note=_note(record))
-        elif record.step % self.config.run.log_every == 0 or record.step in (1, total):
+        if record.step % self.config.run.log_every == 0 or record.step in (1, total):
             left = (total - record.step) * record.step_s
-            self.console.print(f"step {record.step:>6}  {_note(record)}  eta {_clock(left)}")
+            self._line(f"step {record.step:>6}  {_note(record)}  eta {_clock(left)}")
+
+    def _line(self, text: str) -> None:
+        """What a bar shows on a terminal."""
+        if self.console.is_terminal:
+            self.log.console.print(text)
+        else:
+            self.print(text)
 
 
 def _note(record: StepRecord) -> str:
@@ -127,8 +144,13 @@ def _clock(seconds: float) -> str:
 
 
 @contextmanager
-def open_view(config: Config, world: World) -> Iterator[View]:
-    """A view while a run lasts; Picotron's log goes to the same console."""
+def open_view(config: Config, world: World, run_log: RunLog | None = None) -> Iterator[View]:
+    """A view while a run lasts; the messages of Python's `logging` go where it shows the run.
+
+    Args:
+        run_log: None for a run that leaves nothing behind.
+    """
+    run_log = run_log or RunLog(quiet=True)
     console = open_console(width=PIPE_WIDTH, quiet=not world.is_first)
     bar = Progress(
         TextColumn("{task.description}"),
@@ -140,17 +162,20 @@ def open_view(config: Config, world: World) -> Iterator[View]:
         disable=not console.is_terminal,
         transient=True,
     )
-    handler: logging.Handler
+    shown: logging.Handler
     if console.is_terminal:
-        handler = RichHandler(console=console, show_time=False, show_path=False)
+        shown = RichHandler(console=console, show_time=False, show_path=False)
     else:
-        handler = logging.StreamHandler(sys.stdout if world.is_first else sys.stderr)
-        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        shown = logging.StreamHandler(sys.stdout if world.is_first else sys.stderr)
+        shown.setFormatter(logging.Formatter(MESSAGE))
     log = logging.getLogger("picotron")
-    log.addHandler(handler)
     log.setLevel(logging.INFO)
+    handlers = (shown, run_log.handler)
+    for handler in handlers:
+        log.addHandler(handler)
     try:
         with bar:
-            yield View(config, console, bar)
+            yield View(config, console, bar, run_log)
     finally:
-        log.removeHandler(handler)
+        for handler in handlers:
+            log.removeHandler(handler)

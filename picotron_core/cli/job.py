@@ -16,7 +16,7 @@ from picotron_core.cli.console import View
 from picotron_core.cli.first_state import first_state
 from picotron_core.cli.model import architecture_of, draft_of, replicas_of
 from picotron_core.cli.plan import refuse_too_large
-from picotron_core.cli.resume import find, restore
+from picotron_core.cli.resume import find, refuse_finished, restore
 from picotron_core.cli.selection import (
     find_device,
     open_quarantine,
@@ -24,6 +24,7 @@ from picotron_core.cli.selection import (
     select,
     training_requests,
 )
+from picotron_core.cli.stop import Stopped, uninterrupted
 from picotron_core.config import Settings
 from picotron_core.data.corpus import open_corpus
 from picotron_core.data.loader import num_windows
@@ -35,6 +36,7 @@ from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.engine.state import TrainState
 from picotron_core.engine.trace import Trace
 from picotron_core.errors import ConfigError
+from picotron_core.files import remove_tree
 from picotron_core.hardware import Device, stand_in
 from picotron_core.ops import Comm, Ops
 from picotron_core.parallel.agreement import (
@@ -81,6 +83,7 @@ class Job:
     flops_per_token: float
     trace: Trace | None = None
     verified: tuple[str, ...] = ()  # the checkpoint that the state came from
+    is_new: bool = False  # its folder was made for it
 
     @property
     def span(self) -> Span:
@@ -138,13 +141,17 @@ def prepare_job(
     refuse_too_large(config, draft, device, precision, replicas, selected)
 
     resume = _of_the_first(resume, world) if resume else None
-    run = resume[0] if resume else _new_run(config, world)
+    is_new = resume is None and not config.run.resume
+    made: list[RunDirectory] = []
     started: Comm | None = None
     try:
+        run = resume[0] if resume else _new_run(config, world, made)
         if held is not None:
             _lock(run, config, world, held)
         if resume is None and config.run.resume:  # after the lock: who had it may just have saved
             resume = _begun(run, world)
+            if resume:
+                refuse_finished(run, config, world)
         view.introduce(device, precision, world)
         tokens = _prepare_tokens(config, world, view)
         architecture = architecture_of(config, tokens.vocab_size)
@@ -196,11 +203,13 @@ def prepare_job(
             _write_down(run, config, tokens, selections, device)
         rate = matrix_product_rate(dtype, place)
         view.present(tokens, architecture, selections, run, rate)
-    except BaseException:
+    except BaseException as error:
         if started and world.size == 1:  # among others it may wait for them
             started.stop()
-        if resume is None and world.is_first and not config.run.resume:
-            run_lock.remove_unused(run)
+        if is_new and made:
+            run_lock.remove_unused(made[0])
+            if isinstance(error, Stopped):  # even if it has been described already
+                remove_tree(made[0].path)
         raise
     return Job(
         config=config,
@@ -218,7 +227,15 @@ def prepare_job(
         flops_per_token=architecture.flops_per_token(config.data.seq_len),
         trace=trace,
         verified=(found.folder.name,) if found else (),
+        is_new=is_new,
     )
+
+
+def discard_new(job: Job) -> None:
+    """Remove the folder of a new run that was stopped before it measured or saved anything."""
+    run = job.run
+    if job.is_new and job.world.is_first and not run.metrics.stat().st_size:
+        remove_tree(run.path)
 
 
 def _lock(run: RunDirectory, config: Config, world: World, held: ExitStack) -> None:
@@ -255,14 +272,20 @@ def _of_the_first(resume: tuple[RunDirectory, Path], world: World) -> tuple[RunD
     return RunDirectory(Path(run)), Path(wanted)
 
 
-def _new_run(config: Config, world: World) -> RunDirectory:
-    """The folder of a new run; with `run.resume` that of its name, which may have begun."""
+def _new_run(config: Config, world: World, made: list[RunDirectory]) -> RunDirectory:
+    """The folder of a new run; with `run.resume` that of its name, which may have begun.
+
+    Args:
+        made: gets it on the rank that makes it, as soon as it is there.
+    """
     if config.run.resume and not config.run.name:
         raise ConfigError("run.resume goes on with the run of a name: give it by --run.name.")
 
     def make() -> str:
         parent = Path(config.run.dir).expanduser()
-        return str(run_directory.create(parent, config.run.name, again=config.run.resume).path)
+        with uninterrupted():
+            made.append(run_directory.create(parent, config.run.name, again=config.run.resume))
+        return str(made[0].path)
 
     return RunDirectory(Path(world.share("run", make)))
 

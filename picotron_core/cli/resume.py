@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from picotron_core.checkpoint.commit import listed
+from picotron_core.checkpoint.commit import listed, step_of
 from picotron_core.checkpoint.load import Checkpoint, find_checkpoint, load_newest
 from picotron_core.checkpoint.manifest import Backend, Facts, Manifest
 from picotron_core.checkpoint.pieces import degrees_of
@@ -45,6 +45,28 @@ def find_run(wish: str, runs: str) -> tuple[RunDirectory, Path]:
     if not (path / "config.toml").is_file():
         raise ConfigError(f"--resume {wish}: no run there (no config.toml). See the folder runs/.")
     return RunDirectory(path), wanted
+
+
+class Finished(Exception):  # noqa: N818 - it is no error
+    """A run that was to go on if there is something to do, and there is nothing."""
+
+
+def refuse_finished(run: RunDirectory, config: Config, world: World) -> None:
+    """Before anything is read or written for a run that `run.resume` goes on with.
+
+    Raises: Finished on all ranks where it has a whole checkpoint of its last step, or of a later
+        one.
+    """
+    steps = config.train.steps
+    newest = world.share("newest", lambda: str(max(map(step_of, listed(run.checkpoints)))))
+    if int(newest) < steps:
+        return
+    step = find_checkpoint(run.path, world).manifest.step
+    if world.share("is finished", lambda: str(step >= steps)) == "True":
+        raise Finished(
+            f"{run.path} is finished: step {step} of {steps}. Nothing to do; give --train.steps "
+            f"above {step} to go on."
+        )
 
 
 def find(wanted: Path, config: Config, tokens: Tokens, world: World) -> Checkpoint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import shlex
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,14 +16,22 @@ from picotron_core.checkpoint.interval import Interval
 from picotron_core.checkpoint.load import find_checkpoint, load_newest
 from picotron_core.checkpoint.manifest import Facts
 from picotron_core.checkpoint.save import Saver
-from picotron_core.cli import INTERRUPTED
 from picotron_core.cli.console import View, open_view
 from picotron_core.cli.generate import write_text, writer_of_run
-from picotron_core.cli.job import Job, prepare_job
-from picotron_core.cli.resume import backends_of, device_name
-from picotron_core.cli.stop import REQUEUE, Stop, listening
+from picotron_core.cli.job import Job, discard_new, prepare_job
+from picotron_core.cli.log import RunLog, open_log
+from picotron_core.cli.resume import Finished, backends_of, device_name
+from picotron_core.cli.stop import (
+    INTERRUPTED,
+    REQUEUE,
+    SIGNALS,
+    Stop,
+    Stopped,
+    listening,
+)
 from picotron_core.config import Settings
 from picotron_core.engine import run_directory
+from picotron_core.engine.held_folder import HeldFolders, held_folders
 from picotron_core.engine.metrics import StepRecord
 from picotron_core.engine.plot import plot_losses
 from picotron_core.engine.run_directory import RunDirectory
@@ -31,17 +40,19 @@ from picotron_core.engine.train import train
 from picotron_core.errors import (
     ConfigError,
     DamagedFileError,
+    LostRankError,
     NotFiniteError,
     NotSavedError,
     PicotronError,
     RunError,
     is_out_of_memory,
 )
-from picotron_core.parallel.world import join
+from picotron_core.parallel.world import World, join
 from picotron_core.registry.breadcrumb import breadcrumb
 from picotron_core.registry.plugins import notify
 
 SOON = 20  # steps after a load: a loss that is not finite then speaks against what was loaded
+NOTHING_LOST = "before the first step, nothing to save yet. Start the same command again."
 log = logging.getLogger("picotron")
 
 
@@ -50,40 +61,101 @@ def run_training(settings: Settings, *, resume: tuple[RunDirectory, Path] | None
 
     Args:
         resume: what `find_run` returned, to go on with that run.
+
+    Raises: Stopped where Ctrl-C came before the first step, was pressed twice, or came after the
+        last save.
     """
     stop = Stop(limit_s=seconds_of(settings.config.run.time_limit))
     world = join(timeout_s=settings.config.run.timeout_s)
-    job: Job | None = None
     with (
-        listening(stop, quiet=not world.is_first, ranks=world.size),
-        open_view(settings.config, world) as view,
-        ExitStack() as held,
+        open_log(quiet=not world.is_first) as run_log,
+        listening(stop, say=run_log.say, ranks=world.size),
     ):
+        try:
+            job, code = _run(settings, resume, world, run_log, stop)
+        except Finished as finished:
+            run_log.say(str(finished))
+            return 0
+        except Stopped as stopped:
+            if stopped.number != signal.SIGINT:
+                run_log.say(f"{stopped} {NOTHING_LOST}")
+                return stopped.exit_code
+            raise
+        except BaseException as error:
+            run_log.note(f"error: {error}")
+            raise
+        stop.training = False
+        if not world.is_first:
+            return code
+        with run_log.copying_stdout():
+            try:
+                _tell_end(settings, job, code, stop)
+            except Stopped as stopped:  # everything is saved
+                if stopped.number == signal.SIGINT:
+                    raise
+    return code
+
+
+def _run(
+    settings: Settings,
+    resume: tuple[RunDirectory, Path] | None,
+    world: World,
+    run_log: RunLog,
+    stop: Stop,
+) -> tuple[Job, int]:
+    """Prepare and train. Returns the exit code as well.
+
+    Raises: Finished where there is nothing to do; Stopped as `run_training`, and for any signal
+        that comes before training begins.
+    """
+    job: Job | None = None
+    with open_view(settings.config, world, run_log) as view, ExitStack() as held:
         try:
             with _memory_errors_explained(settings):
                 job = prepare_job(settings, resume, world, view, held)
-                stop.prepared = True
+                stop.training = True
                 code = _train(job, view, stop)
+            if code and not job.state.step:
+                discard_new(job)
             world.leave()
-        except BaseException as error:
+        except Finished:
+            world.leave()
+            raise
+        except BaseException as raised:
+            error = raised if stop.training else _stopped_by(raised, stop, world)
             world.watchdog.fail(error)  # before anything that may wait for the others
             if job and world.size == 1:
                 job.ops.comm.stop()
+            if error is not raised:
+                raise error from None
             raise
         job.ops.comm.stop()
-    if not world.is_first:
-        return code
+    return job, code
+
+
+def _stopped_by(error: BaseException, stop: Stop, world: World) -> BaseException:
+    """`Stopped` for an error that follows from a rank's being stopped before the first step."""
+    if not isinstance(error, LostRankError):
+        return error
+    for number in SIGNALS:
+        if str(Stopped(number)) in world.watchdog.heard:
+            return Stopped(number)
+    if stop.asked:
+        return Stopped(signal.SIGINT if stop.interrupted else signal.SIGTERM)
+    return error
+
+
+def _tell_end(settings: Settings, job: Job, code: int, stop: Stop) -> None:
+    """Say how the run ended, and how to go on."""
     if code and not job.state.step:
-        print("Stopped before the first step, nothing to save yet. Start the same command again.")
-        return code
-    if code:
+        print(f"Stopped {NOTHING_LOST}")
+    elif code:
         is_saved = folder_of(job.run.checkpoints, job.state.step).is_dir()
         how = "saved" if is_saved else "not saved: earlier checkpoints are untouched"
         print(f"Stopped at step {job.state.step}, {how}. Go on with:\n")
         print(f"  picotron train --resume {shlex.quote(str(job.run.path))}")
-        return code
-    _farewell(settings, job)
-    return 0
+    else:
+        _farewell(settings, job, sample="" if stop.asked else settings.config.run.sample)
 
 
 def _train(job: Job, view: View, stop: Stop) -> int:
@@ -92,16 +164,18 @@ def _train(job: Job, view: View, stop: Stop) -> int:
     What is loaded was whole on disk, but may have been saved by a machine that computed nonsense.
     """
     saver, fallbacks = _saver(job), 0
-    while True:
-        loaded = job.state.step
-        try:
-            return _loop(job, view, stop, saver)
-        except NotFiniteError as error:
-            soon = loaded > 0 and job.state.step - loaded < SOON
-            if not soon or fallbacks == job.config.checkpoint.max_fallbacks:
-                raise
-            fallbacks += 1
-            _go_back(job, saver, loaded, error)
+    watched = (job.run.path, job.run.checkpoints) if job.world.is_first else ()
+    with held_folders(*watched) as folders:
+        while True:
+            loaded = job.state.step
+            try:
+                return _loop(job, view, stop, saver, folders)
+            except NotFiniteError as error:
+                soon = loaded > 0 and job.state.step - loaded < SOON
+                if not soon or fallbacks == job.config.checkpoint.max_fallbacks:
+                    raise
+                fallbacks += 1
+                _go_back(job, saver, loaded, error)
 
 
 def _go_back(job: Job, saver: Saver, loaded: int, error: NotFiniteError) -> None:
@@ -123,8 +197,11 @@ def _go_back(job: Job, saver: Saver, loaded: int, error: NotFiniteError) -> None
         run_directory.rewind_metrics(job.run, job.state.step, skips=skips)
 
 
-def _loop(job: Job, view: View, stop: Stop, saver: Saver) -> int:
-    """Train to the end, or until someone asks to stop. Returns the exit code."""
+def _loop(job: Job, view: View, stop: Stop, saver: Saver, folders: HeldFolders) -> int:
+    """Train to the end, or until someone asks to stop. Returns the exit code.
+
+    Raises: RunError where the run's folder is gone; whatever is trained from then on would be lost.
+    """
     records = train(
         job.state,
         config=job.config,
@@ -134,6 +211,8 @@ def _loop(job: Job, view: View, stop: Stop, saver: Saver) -> int:
         flops_per_token=job.flops_per_token,
         peak_flops=job.peak_flops,
         span=job.span,
+        # One rank alone cannot leave an evaluation that it shares with others.
+        stopped=lambda: stop.asked and job.world.size == 1,
     )
     interval = Interval(job.config.checkpoint.every, saver)
     metrics = run_directory.Metrics(job.run)
@@ -166,12 +245,15 @@ def _loop(job: Job, view: View, stop: Stop, saver: Saver) -> int:
             if interrupted or ended:
                 break
             if due and step not in (saver.saved, job.config.train.steps):
+                folders.refuse_lost()
                 with job.span("save"):
                     begun = saver.start()
                 if begun:
                     interval.began()
+        folders.refuse_lost()
         try:
             _save(job, saver, left_s=stop.left_s)
+            folders.refuse_lost()
         except NotSavedError as error:
             if not ((interrupted or ended) and saver.saved):
                 raise
@@ -268,15 +350,15 @@ def _memory_errors_explained(settings: Settings) -> Iterator[None]:
         ) from error
 
 
-def _farewell(settings: Settings, job: Job) -> None:
+def _farewell(settings: Settings, job: Job, *, sample: str) -> None:
     """What the run wrote, and what to do with it."""
     run = job.run
     quoted = shlex.quote(str(run.path))
-    if settings.config.run.sample:
-        print(f"\nA sample, continuing {settings.config.run.sample!r}:\n")
+    if sample:
+        print(f"\nA sample, continuing {sample!r}:\n")
         try:
             writer = writer_of_run(settings, run, find_checkpoint(run.path))
-            write_text(settings, writer, prompt=settings.config.run.sample)
+            write_text(settings, writer, prompt=sample)
         except PicotronError as error:  # the run itself is done and saved
             print(f"No sample: {error}")
     if run.plot.exists():

@@ -50,6 +50,10 @@ class RunDirectory:
         return self.path / "lock"
 
     @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from picotron_core.data.loader import Batch, batch, num_windows, validation_batches
 from picotron_core.data.sampler import Sampler
@@ -33,6 +33,7 @@ def train(
     flops_per_token: float,
     peak_flops: float | None,
     span: Span = no_span,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[Record, ...]]:
     """Advance `state` to `config.train.steps`, yielding the records of each step: the step's own,
     and an evaluation's where one is due.
@@ -43,6 +44,7 @@ def train(
         flops_per_token: the model's FLOPs for one trained token.
         peak_flops: FLOP/s of all ranks' devices together, for `mfu`; None leaves it out.
         span: told of each step, its phases, and each evaluation.
+        stopped: whether to leave an evaluation before its end. It then has no record.
 
     Raises: NotFiniteError where the loss or the gradient is not finite, in float16 after
         `train.max_skips` overflows in a row.
@@ -82,8 +84,8 @@ def train(
         if last or (settings.eval_every and state.step % settings.eval_every == 0):
             world.watchdog.enter(f"the evaluation after step {state.step}")
             with span("evaluation"):
-                evaluation = _evaluation(state, config, tokens)
-            yield record, evaluation
+                evaluation = _evaluation(state, config, tokens, stopped)
+            yield (record, evaluation) if evaluation else (record,)
         else:
             yield (record,)
 
@@ -123,7 +125,10 @@ def _batches(
         yield part_of(whole, cp)
 
 
-def _evaluation(state: TrainState, config: Config, tokens: Tokens) -> EvalRecord:
+def _evaluation(
+    state: TrainState, config: Config, tokens: Tokens, stopped: Callable[[], bool]
+) -> EvalRecord | None:
+    """None where it was left before its end."""
     dp, cp = state.layout.mesh.dp, state.layout.mesh.cp
     batches = validation_batches(
         tokens.validation,
@@ -134,7 +139,18 @@ def _evaluation(state: TrainState, config: Config, tokens: Tokens) -> EvalRecord
         world_size=dp.size,
         eos_id=tokens.eos_id if config.data.document_mask else None,
     )
-    loss = evaluate(state, (part_of(whole, cp) for whole in batches))
+    left: list[bool] = []
+
+    def until_stopped() -> Iterator[Batch]:
+        for whole in batches:
+            if stopped():
+                left.append(True)
+                return
+            yield part_of(whole, cp)
+
+    loss = evaluate(state, until_stopped())
+    if left:
+        return None
     return EvalRecord(
         step=state.step,
         tokens=state.tokens,

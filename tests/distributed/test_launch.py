@@ -132,10 +132,11 @@ def test_a_scheduler_is_not_asked_to_start_again_what_could_not_be_saved(tiny, t
     more = ["--checkpoint.every", "0", "--checkpoint.max_misses", "1"]
     launcher = start(tiny, tmp_path, "--train.steps", "100000", *more)
     wait_for_steps(launcher, tmp_path)
+    (tmp_path / "two" / "checkpoints").rmdir()
     (tmp_path / "two" / "checkpoints").touch()  # no folder can be made there
     launcher.send_signal(signal.SIGUSR1)
     out, err = launcher.communicate(timeout=WAIT_S)
-    assert "Cannot write the checkpoint" in err
+    assert f"error: {tmp_path}/two/checkpoints is gone" in err
     assert "Go on with" not in out
     assert launcher.returncode == 1
 

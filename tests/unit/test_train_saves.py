@@ -70,7 +70,9 @@ def test_a_schedulers_signal_saves_and_asks_to_be_started_again(
     assert numbers(run, 8) == numbers(whole, 8)
 
 
-def test_a_signal_while_a_run_is_prepared_is_not_lost(whole, picotron, tiny, monkeypatch):
+def test_a_signal_while_a_run_is_prepared_ends_it_there(
+    whole, picotron, tiny, tmp_path, monkeypatch
+):
     """Before the first step there is nothing to save, and nothing to go on from."""
     prepare = commands.prepare_job
 
@@ -81,12 +83,12 @@ def test_a_signal_while_a_run_is_prepared_is_not_lost(whole, picotron, tiny, mon
     monkeypatch.setattr(commands, "prepare_job", asked)
     code, out, _ = picotron("train", *tiny, "--name", "early")
     assert code == 75
-    assert "Stopping for SIGTERM before the first step" in out
-    assert "nothing to save yet" in out
+    assert "Stopped by SIGTERM before the first step, nothing to save yet" in out
     assert "--resume" not in out
+    assert not (tmp_path / "runs" / "early").exists()
     code, out, _ = picotron("train", "--resume", "runs/whole", "--train.steps", "9")
     assert code == 75
-    assert "Stopped at step 8" in out
+    assert "Stopped by SIGTERM before the first step" in out
     assert len(losses(whole)) == 8
 
 
