@@ -45,6 +45,7 @@ bench: .venv/dev  ## benchmarks: compare numbers of one run only
 	$(BIN)/python -m pytest -q benchmarks/bench_*.py --benchmark-enable --benchmark-only
 	$(BIN)/python benchmarks/bench_attention_memory.py
 	$(BIN)/python benchmarks/bench_checkpoint.py
+	$(BIN)/python benchmarks/bench_metrics.py
 
 format: .venv/dev  ## what `check` would complain of, mended where a tool can
 	$(BIN)/ruff check --fix .

@@ -188,7 +188,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
                 raise ConfigError(f"The config {path} is not a plain file. Name a TOML file.")
             data = file.read(LARGEST + 1)
     except FileNotFoundError:
-        raise ConfigError(f"No config file {path}. Check the path, or see examples/.") from None
+        raise ConfigError(
+            f"No config file {path}. Check the path; `picotron examples` has some to begin with."
+        ) from None
     except IsADirectoryError:
         raise ConfigError(f"The config {path} is a folder. Name a TOML file in it.") from None
     except OSError as error:

@@ -210,6 +210,32 @@ def trace(
     return show_trace(run)
 
 
+@app.command(no_args_is_help=True)
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or a folder of them.")],
+    output: Annotated[Path, typer.Option(help="The picture, a PNG file.")] = Path("losses.png"),
+) -> None:
+    """Draw the losses of one run or several in one picture."""
+    from picotron_core.cli.plot import run_plot
+
+    run_plot(runs, output)
+
+
+@app.command()
+def examples(
+    name: Annotated[
+        str, typer.Argument(show_default=False, help="The config to write; none: list them.")
+    ] = "",
+) -> None:
+    """List the configs that come with Picotron, or write one into this folder."""
+    from picotron_core.cli.examples import list_examples, write_example
+
+    if name:
+        write_example(name)
+    else:
+        list_examples()
+
+
 @app.command(context_settings=WITH_SETTINGS, epilog=SETTINGS_HELP)
 def backends(
     rest: Rest = None,
@@ -302,7 +328,7 @@ def compare_dp_zero(
 def config(
     rest: Rest = None,
     backends: Backends = "",
-    markdown: Annotated[bool, typer.Option("--markdown", help="As docs/configuration.md.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As a page of Markdown.")] = False,
 ) -> None:
     """List every setting with its value, default and meaning."""
     from picotron_core.cli.config import list_settings

@@ -32,6 +32,7 @@ from picotron_core.data.token_cache import prepare
 from picotron_core.data.tokens import Tokens
 from picotron_core.engine import run_directory, run_lock
 from picotron_core.engine.metrics import matrix_product_rate
+from picotron_core.engine.metrics_scan import rewind_metrics
 from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.engine.state import TrainState
 from picotron_core.engine.trace import Trace
@@ -199,7 +200,7 @@ def prepare_job(
             found = restore(state, found, resume[1], selections, device, world)
         if world.is_first:
             skips = found.manifest.skips if found else 0
-            run_directory.rewind_metrics(run, state.step, skips=skips)
+            rewind_metrics(run, state.step, skips=skips)
             _write_down(run, config, tokens, selections, device)
         rate = matrix_product_rate(dtype, place)
         view.present(tokens, architecture, selections, run, rate)

@@ -30,9 +30,10 @@ from picotron_core.cli.stop import (
     listening,
 )
 from picotron_core.config import Settings
-from picotron_core.engine import run_directory
 from picotron_core.engine.held_folder import HeldFolders, held_folders
 from picotron_core.engine.metrics import StepRecord
+from picotron_core.engine.metrics_file import Metrics, as_line
+from picotron_core.engine.metrics_scan import read_curve, rewind_metrics
 from picotron_core.engine.plot import plot_losses
 from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.engine.schedule import flags_to_go_on
@@ -194,7 +195,7 @@ def _go_back(job: Job, saver: Saver, loaded: int, error: NotFiniteError) -> None
     saver.sound = {loaded_now.folder.name}
     if job.world.is_first:
         skips = loaded_now.manifest.skips
-        run_directory.rewind_metrics(job.run, job.state.step, skips=skips)
+        rewind_metrics(job.run, job.state.step, skips=skips)
 
 
 def _loop(job: Job, view: View, stop: Stop, saver: Saver, folders: HeldFolders) -> int:
@@ -215,7 +216,7 @@ def _loop(job: Job, view: View, stop: Stop, saver: Saver, folders: HeldFolders) 
         stopped=lambda: stop.asked and job.world.size == 1,
     )
     interval = Interval(job.config.checkpoint.every, saver)
-    metrics = run_directory.Metrics(job.run)
+    metrics = Metrics(job.run)
     if job.trace:
         records = job.trace.recorded(records, left=job.config.train.steps - job.state.step)
     with (
@@ -238,7 +239,7 @@ def _loop(job: Job, view: View, stop: Stop, saver: Saver, folders: HeldFolders) 
             if job.world.is_first:
                 for record in of_this_step:
                     metrics.append(record)
-                    notify(job.registry, "picotron_on_step", record=run_directory.as_line(record))
+                    notify(job.registry, "picotron_on_step", record=as_line(record))
                     view.show(record)
             if saver.saved != saved and job.world.is_first:
                 _tell(saver, interval)
@@ -329,10 +330,10 @@ def _save(job: Job, saver: Saver, *, left_s: float = math.inf) -> None:
 def _draw(job: Job) -> None:
     if not job.world.is_first:
         return
-    lines = list(run_directory.read_metrics(job.run))
+    name = job.run.path.name
     try:
-        plot_losses(lines, job.run.plot, title=job.run.path.name)
-    except OSError as error:  # a picture is not worth a run
+        plot_losses({name: read_curve(job.run)}, job.run.plot, title=name)
+    except (OSError, DamagedFileError) as error:  # a picture is not worth a run
         log.warning("%s cannot be drawn: %s", job.run.plot, error)
 
 

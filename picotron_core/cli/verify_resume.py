@@ -14,7 +14,8 @@ import torch
 
 from picotron_core.checkpoint.commit import folder_of
 from picotron_core.checkpoint.load import Checkpoint, open_checkpoint
-from picotron_core.engine.run_directory import RunDirectory, read_metrics
+from picotron_core.engine.metrics_file import read_metrics
+from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.errors import RunError
 from picotron_core.parallel.piece import whole
 

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import platform
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tomli_w
 
-from picotron_core.errors import ConfigError, DamagedFileError, RunError
+from picotron_core.errors import ConfigError, RunError
 from picotron_core.files import fsync, replace_text
 from picotron_core.hardware import Device
 from picotron_core.registry import Selection
 from picotron_core.schema import Config
 
-if TYPE_CHECKING:  # reading a run must not wait for torch
-    from picotron_core.engine.metrics import Record
-
 DEPENDENCIES = ("torch", "transformers", "tokenizers", "safetensors", "pluggy", "numpy", "picotron")
-log = logging.getLogger("picotron")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,84 +153,6 @@ def environment_record(device: Device) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "command": sys.argv,
     }
-
-
-def as_line(record: Record) -> dict[str, Any]:
-    """A record as an object of metrics.jsonl."""
-    return asdict(record)
-
-
-def append_metrics(run: RunDirectory, record: Record) -> None:
-    """Append a whole line, or nothing: half a line would spoil those that come after it.
-
-    Raises: OSError.
-    """
-    line = memoryview((json.dumps(as_line(record)) + "\n").encode())
-    with run.metrics.open("ab", buffering=0) as file:
-        end = file.seek(0, os.SEEK_END)
-        try:
-            while line:
-                line = line[file.write(line) :]
-        except OSError:
-            file.truncate(end)
-            raise
-
-
-class Metrics:
-    """Appends to metrics.jsonl. Lines that a full disk refuses wait for a later step: what a run
-    tells of itself is not worth the run.
-    """
-
-    def __init__(self, run: RunDirectory) -> None:
-        self.run = run
-        self.waiting: deque[Record] = deque()
-
-    def append(self, record: Record) -> None:
-        refused_before = bool(self.waiting)
-        self.waiting.append(record)
-        try:
-            while self.waiting:
-                append_metrics(self.run, self.waiting[0])
-                self.waiting.popleft()
-        except OSError as error:
-            if not refused_before:
-                log.warning(
-                    "Cannot write %s: %s. What is measured is kept in memory until it can be.",
-                    *(self.run.metrics, error.strerror),
-                )
-
-
-def read_metrics(run: RunDirectory) -> Iterator[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last line that a crash cut short is left out."""
-    if not run.metrics.exists():
-        return
-    lines = run.metrics.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            yield json.loads(line)
-        except ValueError:
-            if number == len(lines):
-                return
-            raise DamagedFileError(
-                f"{run.metrics}:{number} is not JSON. Mend or delete the line."
-            ) from None
-
-
-def rewind_metrics(run: RunDirectory, step: int, *, skips: int = 0) -> None:
-    """Drop what was measured after `step`: resumed from there, those steps are done again.
-
-    Args:
-        skips: updates that float16 had skipped since that step when it was saved; those skipped
-            later will be so once more.
-    """
-    kept = []
-    for line in read_metrics(run):
-        if line["step"] == step and line.get("skipped"):
-            skips -= 1
-        if line["step"] < step or (line["step"] == step and skips >= 0):
-            kept.append(line)
-    with _or_run_error(run.metrics):
-        replace_text(run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 @contextmanager

@@ -97,6 +97,7 @@ def test_the_tree_in_the_architecture_page_is_the_tree():
     named = set(re.findall(r"[\w/]+\.py", tree))
     folders = ("picotron_core", "backends", "plugins", "conformance", "benchmarks", "tests")
     files = [path.as_posix() for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    files += [path.as_posix() for path in ROOT.glob("*.py")]
     for name in named:
         found = any(file.endswith(f"/{name}") for file in files)
         assert found, f"docs/architecture.md names {name}: no such file"

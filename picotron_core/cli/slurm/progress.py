@@ -6,10 +6,17 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from picotron_core.engine.run_directory import RunDirectory, read_metrics
+import numpy as np
+
+from picotron_core.engine.metrics_scan import Floats, scan
+from picotron_core.engine.run_directory import RunDirectory
+
+MEASURED = (
+    *("loss", "val_loss", "bits_per_byte", "tokens"),
+    *("tokens_per_s", "step_s", "mfu", "peak_memory_bytes"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,28 +40,42 @@ class Progress:
 
 
 def progress(run: Path) -> Progress:
-    lines = list(read_metrics(RunDirectory(run)))
-    steps = [line for line in lines if line.get("loss") is not None]
-    evaluations = [line for line in lines if "val_loss" in line]
+    """Raises: DamagedFileError that names the line of metrics.jsonl that is not one of a run's."""
     names = (path.name.removeprefix("step-") for path in run.glob("checkpoints/step-*"))
     saved = [int(step) for step in names if step.isdecimal()]
-    latest = {**(evaluations[-1] if evaluations else {}), **(steps[-1] if steps else {})}
+    parts: dict[str, list[Floats]] = {key: [] for key in ("step", *MEASURED)}
+    for rows in scan(RunDirectory(run).metrics, MEASURED):
+        of_step = np.isfinite(rows.values["loss"])
+        kept = of_step | np.isfinite(rows.values["val_loss"])
+        parts["step"].append(rows.step[kept].astype(np.float64))
+        for key, values in rows.values.items():
+            parts[key].append(values[kept])
+    columns = {key: np.concatenate([np.empty(0), *part]) for key, part in parts.items()}
+
+    def known(key: str) -> Floats:
+        values = columns[key]
+        return np.extract(np.isfinite(values), values)
+
+    def latest(key: str) -> float | None:
+        values = known(key)
+        return float(values[-1]) if len(values) else None
 
     def middle(key: str) -> float | None:
-        values = [line[key] for line in steps if line.get(key) is not None]
-        return median(values) if values else None
+        values = known(key)
+        return float(np.median(values)) if len(values) else None
 
+    tokens, peak = latest("tokens"), known("peak_memory_bytes")
     return Progress(
-        step=latest.get("step", 0),
+        step=int(latest("step") or 0),
         saved=max(saved, default=0),
-        tokens=latest.get("tokens"),
-        loss=latest.get("loss"),
-        val_loss=latest.get("val_loss"),
-        bits_per_byte=latest.get("bits_per_byte"),
+        tokens=None if tokens is None else int(tokens),
+        loss=latest("loss"),
+        val_loss=latest("val_loss"),
+        bits_per_byte=latest("bits_per_byte"),
         tokens_per_s=middle("tokens_per_s"),
         step_s=middle("step_s"),
         mfu=middle("mfu"),
-        peak_memory_bytes=max((line["peak_memory_bytes"] for line in steps), default=None),
+        peak_memory_bytes=int(peak.max()) if len(peak) else None,
     )
 
 
