@@ -9,18 +9,20 @@ in a network namespace of its own (`unshare -rn`, then `ip link set lo up`).
 from __future__ import annotations
 
 import argparse
-from datetime import timedelta
+import os
 from pathlib import Path
 
 import torch
 import torch.multiprocessing as mp
-from torch.distributed import TCPStore
+from torch.distributed import FileStore
 
 from picotron_core.ops import Comm
+from picotron_core.parallel.network import on_loopback
+from picotron_core.parallel.private_folder import private_folder
 from picotron_core.parallel.traffic import bytes_sent
 from picotron_core.registry.plugins import load_registry
 
-NUMBERS, TIMES, PORT = 1_000_000, 5, 29511
+NUMBERS, TIMES = 1_000_000, 5
 
 
 def on_the_loopback() -> int:
@@ -38,11 +40,12 @@ def call(comm: Comm, op: str, small: torch.Tensor, large: torch.Tensor) -> None:
         comm.all_gather_into_tensor(large, small)
 
 
-def measure(rank: int, ranks: int) -> None:
+def measure(rank: int, ranks: int, folder: str) -> None:
     torch.set_num_threads(1)
     candidates = load_registry().candidates
     comm = next(c for c in candidates if c.backend.name == "gloo-cpu").backend.load()
-    store = TCPStore("127.0.0.1", PORT, ranks, rank == 0, timeout=timedelta(seconds=60))
+    os.environ.update(on_loopback())
+    store = FileStore(f"{folder}/store", ranks)
     cpu = torch.device("cpu")
     comm.start(store=store, rank=rank, world_size=ranks, device=cpu, timeout_s=60)
     small, large = torch.zeros(NUMBERS), torch.zeros(ranks * NUMBERS)
@@ -63,4 +66,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", type=int, default=4)
     ranks = parser.parse_args().ranks
-    mp.spawn(measure, args=(ranks,), nprocs=ranks)
+    with private_folder() as folder:
+        mp.spawn(measure, args=(ranks, str(folder.path)), nprocs=ranks)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -15,6 +17,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 from picotron_backends.collectives import Done, check_op, check_shards
 from picotron_core.errors import BackendError
 from picotron_core.ops.comm import Comm, Group, ReduceOp, Work
+from picotron_core.parallel.network import on_loopback
 
 # torch 2.13 renamed these two and warns of the old names
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -54,14 +57,15 @@ class TorchComm:
         self, *, store: Any, rank: int, world_size: int, device: torch.device, timeout_s: float
     ) -> None:
         self.timeout = timedelta(seconds=timeout_s)
-        dist.init_process_group(
-            self.transport,
-            store=HashStore() if store is None and world_size == 1 else store,
-            rank=rank,
-            world_size=world_size,
-            timeout=self.timeout,
-            device_id=device if device.type == "cuda" else None,
-        )
+        with _loopback_only() if world_size == 1 else nullcontext():
+            dist.init_process_group(
+                self.transport,
+                store=HashStore() if store is None and world_size == 1 else store,
+                rank=rank,
+                world_size=world_size,
+                timeout=self.timeout,
+                device_id=device if device.type == "cuda" else None,
+            )
 
     def stop(self) -> None:
         if dist.is_initialized():
@@ -125,6 +129,22 @@ class TorchComm:
     def barrier(self, *, group: Group = None) -> None:
         _check_member(group)
         dist.barrier(group)
+
+
+@contextmanager
+def _loopback_only() -> Iterator[None]:
+    """A process that is alone opens a port all the same: nobody else is to reach it."""
+    names = on_loopback()
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _exchange_and_reduce(output: Tensor, tensor: Tensor, op: ReduceOp, group: Group) -> Reduction:

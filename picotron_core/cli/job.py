@@ -51,7 +51,7 @@ from picotron_core.parallel.mesh import make_mesh
 from picotron_core.parallel.parallelize import idle_settings
 from picotron_core.parallel.timeline import Span, no_span
 from picotron_core.parallel.watchdog import TRANSPORT_S
-from picotron_core.parallel.world import World
+from picotron_core.parallel.world import World, forming_groups
 from picotron_core.precision import Precision, choose_precision
 from picotron_core.registry import Selection
 from picotron_core.registry.bind import bind, tried_on
@@ -177,7 +177,7 @@ def prepare_job(
         if steps := config.run.trace:
             trace = Trace(run.traces, world, steps=steps, device=place)
             ops = trace.watch_ops(ops)
-        with world.watchdog.waiting("the forming of groups"):
+        with forming_groups(world):
             ops.comm.start(
                 store=world.store,
                 rank=world.rank,

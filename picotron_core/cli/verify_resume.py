@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
-import tempfile
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 
@@ -17,10 +20,12 @@ from picotron_core.checkpoint.load import Checkpoint, open_checkpoint
 from picotron_core.engine.metrics_file import read_metrics
 from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.errors import RunError
+from picotron_core.parallel.lifeline import Starter, starter
 from picotron_core.parallel.piece import whole
 
 # On another layout sums are added in another order: of a tensor as a whole, relative to its norm.
 TOLERANCE = 1e-4
+STOP_S = 10.0  # what a training that is interrupted may take to end
 
 
 def run_verify_resume(
@@ -36,21 +41,22 @@ def run_verify_resume(
     """
     half = steps // 2
     other = [part for setting in then for part in _flag(setting)]
-    with tempfile.TemporaryDirectory(prefix="picotron-") as folder:
-        one = Path(folder) / "whole"
+    with starter() as start:
+        folder = start.folder.path
+        one = folder / "whole"
         fixed = [
             *("--train.steps", str(steps), "--checkpoint.every", str(half)),
-            *("--checkpoint.keep", "9", "--run.dir", folder, "--run.name", one.name),
+            *("--checkpoint.keep", "9", "--run.dir", str(folder), "--run.name", one.name),
         ]
         print(f"{steps} steps on {_ranks(nproc)} ...", flush=True)
-        _train([*words, *fixed, "--nproc", str(nproc)])
-        two = Path(folder) / "resumed"
+        _train([*words, *fixed, "--nproc", str(nproc)], start)
+        two = folder / "resumed"
         shutil.copytree(one, two)
         for checkpoint in (two / "checkpoints").iterdir():
             if checkpoint != folder_of(two / "checkpoints", half):
                 shutil.rmtree(checkpoint)
         print(f"step {half} resumed to {steps} on {_ranks(then_nproc)} ...", flush=True)
-        _train(["--resume", str(two), "--nproc", str(then_nproc), *other])
+        _train(["--resume", str(two), "--nproc", str(then_nproc), *other], start)
         found = [open_checkpoint(folder_of(run / "checkpoints", steps)) for run in (one, two)]
         exact = found[0].manifest.layout == found[1].manifest.layout and not then
         return _compare(*found, half=half, runs=(one, two), limit=0.0 if exact else TOLERANCE)
@@ -65,11 +71,29 @@ def _ranks(nproc: int) -> str:
     return f"{nproc} ranks" if nproc > 1 else "one rank"
 
 
-def _train(arguments: Sequence[str]) -> None:
+def _train(arguments: Sequence[str], start: Starter) -> None:
     command = [sys.executable, "-m", "picotron_core.cli", "train", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        said = (result.stderr or result.stdout).strip().splitlines()[-5:]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **start.variables},
+        pass_fds=start.descriptors,
+    )
+    try:
+        out, err = process.communicate()
+    except BaseException:  # above all Ctrl-C: the child stops its ranks; a second one, at once
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.1)
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=STOP_S)
+        process.kill()
+        process.communicate()
+        raise
+    if process.returncode:
+        said = (err or out).strip().splitlines()[-5:]
         raise RunError("The training failed: " + " ".join(said))
 
 

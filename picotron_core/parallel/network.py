@@ -69,9 +69,9 @@ def check_gloo_interfaces(variables: Mapping[str, str]) -> None:
     told = any(found.values())
     for name in value.split(","):
         if name.startswith("^"):
-            problem = f"{one_line(name)!r}: gloo takes names, and no ^ that excludes some"
+            problem = f"{name[:100]!r}: gloo takes names, and no ^ that excludes some"
         elif name not in found:
-            problem = f"{one_line(name)!r} is no interface of this machine"
+            problem = f"{name[:100]!r} is no interface of this machine"
         elif told and not found[name]:
             problem = f"{name!r} has no address: it is down, or not set up"
         else:
@@ -80,6 +80,19 @@ def check_gloo_interfaces(variables: Mapping[str, str]) -> None:
             f"{GLOO}={one_line(value)}: {problem}. There are: {listed()}. Name the one through "
             f"which the ranks' machines reach each other, as in {GLOO}={_best(found)}, or unset it."
         )
+
+
+def advice(variables: Mapping[str, str], *, one_machine: bool) -> str:
+    """What to look at where a transport finds no way to the other ranks, as sentences."""
+    there = f"The interfaces of this machine are: {listed()}."
+    if one_machine:
+        return f"{there} The ranks of one machine talk over the loopback, {loopback()}."
+    named = [f"{name}={one_line(variables[name])}" for name in (GLOO, NCCL) if variables.get(name)]
+    said = ", ".join(named) or f"neither {GLOO} nor {NCCL} is set"
+    return (
+        f"{there} Here {said}. Name the interface through which the machines reach each other in "
+        f"{GLOO} (CPU) or {NCCL} (CUDA), and let no firewall stand between them."
+    )
 
 
 def is_loopback(host: str) -> bool:

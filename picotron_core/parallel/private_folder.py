@@ -26,6 +26,7 @@ from picotron_core.files import create, open_regular, write_all
 
 PREFIX = "picotron-"
 MARKER = ".picotron-temporary"  # names the machine; nothing without it is ever removed
+NOBODY = 65534
 log = logging.getLogger("picotron")
 
 
@@ -49,7 +50,7 @@ def private_folder() -> Iterator[PrivateFolder]:
 
     Raises: RunError where there is no place for one.
     """
-    folder = _make()
+    folder = make_private_folder()
     try:
         yield folder
     finally:
@@ -66,7 +67,11 @@ def is_private(folder: Path) -> bool:
     return stat.S_ISDIR(found.st_mode) and owned and not found.st_mode & 0o077
 
 
-def _make() -> PrivateFolder:
+def make_private_folder() -> PrivateFolder:
+    """A new folder, for who calls `leave` at the end.
+
+    Raises: RunError where there is no place for one.
+    """
     refused = []
     for parent in _parents():
         if reason := _unsafe(parent):
@@ -105,9 +110,10 @@ def _unsafe(parent: Path) -> str:
         if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
             where = "" if folder == parent else f"is in {folder}, which "
             return f"{where}can be changed by every user (chmod +t {folder} mends that)"
-    if parent.stat().st_uid not in (0, os.geteuid()):
-        return "belongs to another user"
-    return ""
+    found = parent.stat()
+    # In a user namespace, as of some containers, root's folders show as nobody's.
+    owners = (0, os.geteuid(), *([NOBODY] if found.st_mode & stat.S_ISVTX else []))
+    return "" if found.st_uid in owners else "belongs to another user"
 
 
 def _make_in(parent: Path) -> PrivateFolder:

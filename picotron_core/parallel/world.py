@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from picotron_core.errors import ConfigError, LostRankError
+from picotron_core.errors import ConfigError, LostRankError, RunError, is_out_of_memory, reason
 from picotron_core.parallel import lifeline
+from picotron_core.parallel.network import advice
 from picotron_core.parallel.rendezvous import (
     choose_interfaces,
     meet_in_folder,
@@ -121,6 +123,25 @@ class World:
                     raise LostRankError(self.watchdog.explain(what, late=waited > self.timeout_s))
                 time.sleep(min(POLL_S, 0.005 + waited / 10) if pause else 0)
             return bytes(self.store.get(key)).decode()
+
+
+@contextmanager
+def forming_groups(world: World) -> Iterator[None]:
+    """Around the first words of a transport.
+
+    Raises: LostRankError where another rank is the reason that it fails; else RunError with all
+        that the transport says.
+    """
+    try:
+        with world.watchdog.waiting("the forming of groups"):
+            yield
+    except (RuntimeError, OSError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise RunError(
+            f"Rank {world.rank} cannot form a group with the others: {reason(error)}. "
+            f"{advice(os.environ, one_machine=world.folder is not None)}"
+        ) from error
 
 
 def is_rank() -> bool:

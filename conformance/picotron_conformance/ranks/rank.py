@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import os
 import signal
 import time
 import traceback
@@ -17,6 +18,7 @@ from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-define
 from picotron_conformance.check import WrongKernelError
 from picotron_conformance.surroundings import snapshot
 from picotron_core.ops.comm import Comm, Group
+from picotron_core.parallel.network import on_loopback
 from picotron_core.registry.plugins import load_registry
 
 WHERE = signal.SIGUSR1  # a rank that gets it writes down where it is
@@ -122,6 +124,7 @@ def main(connection: Connection, place: Place) -> None:
     """Start, say so, and answer until None comes or the other end is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the asking process decides when it is over
     torch.set_num_threads(1)
+    os.environ.update(on_loopback())  # what the kernel opens is for the ranks of this machine
     stack = open(f"{place.folder}/stack-{place.rank}", "w")  # noqa: SIM115 - as long as it lives
     faulthandler.register(WHERE, stack, all_threads=False)
     try:

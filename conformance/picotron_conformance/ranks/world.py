@@ -13,11 +13,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from picotron_conformance.check import WrongKernelError
 from picotron_conformance.ranks.rank import WHERE, Answer, Place, Question, main
+from picotron_core.parallel.private_folder import make_private_folder
 from picotron_core.registry.types import Candidate
 
 PRELOADED = ("rank", "values", "timing", "groups", "misuse")
@@ -83,7 +82,7 @@ class World:
     """The processes of all ranks. They die with this one, or when their pipe closes."""
 
     def __init__(self, key: Key) -> None:
-        self._folder = TemporaryDirectory(prefix="picotron-ranks-", ignore_cleanup_errors=True)
+        self._folder = make_private_folder()
         self._processes: list[multiprocessing.process.BaseProcess] = []
         self._connections: list[Connection] = []
         # A server that has imported torch once forks every rank, and has no threads to lose.
@@ -98,7 +97,7 @@ class World:
                     rank=rank,
                     world=key.world,
                     device_type=key.device_type,
-                    folder=self._folder.name,
+                    folder=str(self._folder.path),
                     timeout_s=key.timeout_s,
                 )
                 here, there = context.Pipe()
@@ -130,7 +129,7 @@ class World:
                 process.join()
         for connection in self._connections:
             connection.close()
-        self._folder.cleanup()
+        self._folder.leave()
 
     def _send(self, message: Question | None) -> None:
         for connection in self._connections:
@@ -188,7 +187,7 @@ class World:
                 os.kill(pid, WHERE)
         time.sleep(GRACE_S)
         for rank in hanging:
-            stack = Path(self._folder.name, f"stack-{rank}").read_text(encoding="utf-8")
+            stack = (self._folder.path / f"stack-{rank}").read_text(encoding="utf-8")
             frames = re.findall(r'File "(?:.*/)?(.+)", line (\d+) in (\w+)', stack)
             calls = " in ".join(f"{file}:{line} {name}" for file, line, name in frames[:3])
             yield f"rank {rank} is at {calls or 'an unknown place'}"

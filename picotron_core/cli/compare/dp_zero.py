@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -26,6 +26,7 @@ from picotron_core.engine.peak import hold_no_freed_memory
 from picotron_core.engine.run_directory import selection_record
 from picotron_core.errors import ConfigError, RunError
 from picotron_core.parallel.mesh import data_parallel_degree
+from picotron_core.parallel.private_folder import private_folder
 from picotron_core.parallel.world import World, join
 from picotron_core.schema import Config
 
@@ -86,11 +87,13 @@ def compare_dp_zero(settings: Settings, *, steps: int, output: Path | None) -> i
             "ZeRO-1 divides the optimizer among ranks with the same weights, but there is one. "
             "Start more ranks (--nproc), or lower --parallel.pp or --parallel.tp."
         )
-    with open_view(config, world) as view, tempfile.TemporaryDirectory() as folder:
+    with open_view(config, world) as view, ExitStack() as stack:
+        # Of all ranks where there is one: it is gone at their end even if they are killed.
+        folder = world.folder or stack.enter_context(private_folder()).path
         try:
             noted = Noted()
             hold_no_freed_memory(True)  # nor what was freed before the first trial
-            run = config.run.model_copy(update={"dir": folder, "name": "compared"})
+            run = config.run.model_copy(update={"dir": str(folder / "runs"), "name": "compared"})
             aside = replace(settings, config=config.model_copy(update={"run": run}))
             job = prepare_job(aside, None, world, view, watch=noted.watch)
             bench = Bench.of(job, noted)

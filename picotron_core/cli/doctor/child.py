@@ -18,6 +18,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from picotron_core.parallel.lifeline import Starter, starter
+
 Record = dict[str, Any]
 
 EXAMINER = "picotron_core.cli.doctor.examine"
@@ -75,9 +77,9 @@ def examine_in_children(
     """Let children examine this machine until one comes to its end, or too many died."""
     command = command or [sys.executable, "-P", "-X", "faulthandler", "-m", EXAMINER]
     findings = Findings()
-    with tempfile.TemporaryDirectory(prefix="picotron-doctor-") as folder:
+    with starter() as start:
         while True:
-            records, death = _run_one(task, command, Path(folder), (import_s, silence_s))
+            records, death = _run_one(task, command, start, (import_s, silence_s))
             _add(findings, records)
             if death is None and records[-1]["done"] == "end":
                 findings.complete = True
@@ -106,10 +108,10 @@ def _add(findings: Findings, records: Sequence[Record]) -> None:
 
 
 def _run_one(
-    task: Task, command: Sequence[str], folder: Path, limits: tuple[float, float]
+    task: Task, command: Sequence[str], start: Starter, limits: tuple[float, float]
 ) -> tuple[list[Record], Death | None]:
     """One child: what it said, and its death if it had not finished."""
-    question, answers = folder / "task.json", folder / "answers.jsonl"
+    question, answers = start.folder.path / "task.json", start.folder.path / "answers.jsonl"
     question.write_text(json.dumps(_as_record(task)), encoding="utf-8")
     answers.write_text("", encoding="utf-8")
     with tempfile.TemporaryFile() as output:
@@ -119,6 +121,8 @@ def _run_one(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # what it started dies with it
+            env={**os.environ, **start.variables},
+            pass_fds=start.descriptors,
         )
         try:
             hung = _wait(process, answers, limits)

@@ -17,6 +17,7 @@ from picotron_core.cli.doctor.facts import device_row, import_torch, torch_facts
 from picotron_core.config import Rule, Settings
 from picotron_core.errors import PicotronError
 from picotron_core.hardware import Device, find, look
+from picotron_core.parallel import lifeline
 from picotron_core.precision import choose_precision
 from picotron_core.schema import Config
 
@@ -276,5 +277,6 @@ def _quality(device: Device, dtype: str) -> str:
 
 
 if __name__ == "__main__":
+    lifeline.attach()
     question, answers = map(Path, sys.argv[1:])
     Examiner(json.loads(question.read_text(encoding="utf-8")), answers).examine()
