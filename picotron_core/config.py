@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from picotron_core.bounds import allowed
-from picotron_core.errors import ConfigError, did_you_mean, reason
+from picotron_core.errors import ConfigError, did_you_mean, quoted, reason
 from picotron_core.schema import Config, fields
 
 # Every variable that Picotron reads, and the setting that it overrides.
@@ -32,7 +32,6 @@ ENVIRONMENT = {
 }
 
 LARGEST = 1 << 20  # bytes of a config file
-LONGEST = 80  # characters of a value in an error
 
 # Flags of the command line beside the settings.
 SHORTHANDS = ("data", "resume", "name", "backends", "plugin", "device", "trace", "help", "debug")
@@ -156,7 +155,7 @@ def _check_homes(config: Config) -> None:
             Path(path).expanduser()
         except RuntimeError:
             raise ConfigError(
-                f"{key} = {_shown(path)}: there is no such home folder. Set HOME, or write the "
+                f"{key} = {quoted(path)}: there is no such home folder. Set HOME, or write the "
                 "whole path."
             ) from None
 
@@ -241,7 +240,7 @@ def _explain(error: ValidationError, where: str) -> str:
     if unreadable:
         key = f"{key}.{first['input']}".lstrip(".")
     if unreadable or first["type"] == "extra_forbidden":
-        return f"{where}: unknown key {_shown(key)}. {_nearest_key(key)}{more}"
+        return f"{where}: unknown key {quoted(key)}. {_nearest_key(key)}{more}"
     # After the setting's own name: the number of a list's item, the kind that a union tried.
     while key not in known and "." in key:
         key = key.rpartition(".")[0]
@@ -252,16 +251,7 @@ def _explain(error: ValidationError, where: str) -> str:
     else:
         wanted = f"is a section: write it as a table, [{key}]."
     key = ".".join(map(str, first["loc"][:2])) if key == "backends" else key
-    return f"{where}: {key} = {_shown(first['input'])} {wanted}{more}"
-
-
-def _shown(value: object) -> str:
-    """A value as an error quotes it, however long it is."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # Python writes no number of more than 4300 digits
-        return f"a {type(value).__name__} that is too large to show"
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return f"{where}: {key} = {quoted(first['input'])} {wanted}{more}"
 
 
 def _nearest_key(key: str) -> str:
@@ -301,7 +291,7 @@ def _override(config: Config, pairs: Iterable[tuple[str, str]], source: str) -> 
     for key, text in pairs:
         field = known.get(key)
         if field is None or key in ("model.rope_scaling", "backends"):
-            raise ConfigError(f"Unknown setting {_shown(key)} ({source}). {_nearest_flag(key)}")
+            raise ConfigError(f"Unknown setting {quoted(key)} ({source}). {_nearest_flag(key)}")
         if get_origin(field.annotation) is list:
             lists.setdefault(key, []).extend(filter(None, [text]))
             value: Any = lists[key]
@@ -320,4 +310,4 @@ def _read_text(field: FieldInfo, key: str, text: str, source: str) -> Any:
     try:
         return TypeAdapter[Any](field.annotation or str).validate_strings(text)
     except ValidationError:
-        raise ConfigError(f"{source}: {key} = {_shown(text)} must be {allowed(field)}.") from None
+        raise ConfigError(f"{source}: {key} = {quoted(text)} must be {allowed(field)}.") from None

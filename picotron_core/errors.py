@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterable
 
 LONGEST = 1000  # characters of a foreign message: libraries quote whole files
+LONGEST_VALUE = 80
 
 
 class PicotronError(Exception):
@@ -97,6 +98,19 @@ def one_line(text: object, *, longest: int = LONGEST) -> str:
         return shown
     cut = shown[:longest]
     return f"{cut.rpartition(' ')[0] or cut} ..."
+
+
+def quoted(value: object) -> str:
+    """A value as an error shows it, however long it is.
+
+    >>> quoted("a\\n"), len(quoted([0] * 1000))
+    ("'a\\\\n'", 83)
+    """
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # Python writes no number of more than 4300 digits
+        return f"a {type(value).__name__} that is too large to show"
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
 def _escaped(character: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from picotron_core.errors import ConfigError
+from picotron_core.errors import ConfigError, quoted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +63,10 @@ class Architecture:
             _check_size(name, getattr(self, name))
         for name in ("rms_norm_eps", "rope_theta", "initializer_range"):
             _check_positive(name, getattr(self, name))
+        if type(self.tie_word_embeddings) is not bool:
+            raise _refusal("tie_word_embeddings", self.tie_word_embeddings, "true or false")
+        _check_tokens("bos_token_id", self.bos_token_id)
+        _check_tokens("eos_token_id", self.eos_token_id)
         if self.num_attention_heads % self.num_key_value_heads:
             wanted = f"a divisor of num_attention_heads = {self.num_attention_heads}"
             raise _refusal("num_key_value_heads", self.num_key_value_heads, wanted)
@@ -83,21 +87,26 @@ class Architecture:
         Raises: ConfigError, naming the key, for whatever this Llama would compute differently.
         """
         given = llama_config if isinstance(llama_config, Mapping) else llama_config.to_dict()
+        _refuse_other_family(given.get("model_type"))
+        if given.get("quantization_config") is not None:
+            raise ConfigError(
+                "The model is quantised (quantization_config), and Picotron trains full weights. "
+                "Name the repository that it was made from."
+            )
         for key, computed in _COMPUTED.items():
             if given.get(key, computed[-1]) not in computed:
                 raise _refusal(key, given[key], " or ".join(map(repr, computed[:1])))
-        if "model_type" not in given:
-            raise _refusal("model_type", None, "'llama'")
         for key in _SIZES:
             _check_size(key, given.get(key))
         heads = given["num_attention_heads"]
         max_position_embeddings = given.get("max_position_embeddings", 2048)
         theta, scaling = _rope(given, max_position_embeddings)
+        kv_heads, head_dim = given.get("num_key_value_heads"), given.get("head_dim")
         eos = given.get("eos_token_id", 2)
         return cls(
             **{key: given[key] for key in _SIZES},
-            num_key_value_heads=given.get("num_key_value_heads") or heads,
-            head_dim=given.get("head_dim") or given["hidden_size"] // heads,
+            num_key_value_heads=heads if kv_heads is None else kv_heads,
+            head_dim=given["hidden_size"] // heads if head_dim is None else head_dim,
             max_position_embeddings=max_position_embeddings,
             rms_norm_eps=given.get("rms_norm_eps", 1e-6),
             rope_theta=theta,
@@ -158,6 +167,8 @@ class Architecture:
         return 6 * self._matrix_parameters + 6 * L * H * D * seq_len
 
 
+SUPPORTED = "llama"  # the one model_type that is computed
+
 # Without these there is no telling what model was meant; transformers would take Llama-2-7B's.
 _SIZES = (
     "hidden_size",
@@ -167,16 +178,18 @@ _SIZES = (
     "vocab_size",
 )
 
+# Above these nothing is computed: sizes overflow, or building the model takes for ever.
+_LARGEST = {"num_hidden_layers": 2**12, "max_position_embeddings": 2**27}
+_LARGEST_SIZE = 2**24
+
 # The keys that change what is computed, and the values (the last: if absent) that we compute.
 _COMPUTED: dict[str, tuple[Any, ...]] = {
-    "model_type": ("llama",),
     "hidden_act": ("silu",),
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
     "attention_dropout": (0.0, None),
     "sliding_window": (None,),
     "partial_rotary_factor": (1.0, None),
-    "quantization_config": (None,),
 }
 
 _ROPE_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
@@ -188,6 +201,8 @@ def _rope(
 ) -> tuple[float, RopeScaling | None]:
     """rope_theta and the scaling, from either generation of config.json."""
     rope = given.get("rope_scaling") or given.get("rope_parameters") or {}
+    if not isinstance(rope, Mapping):
+        raise _refusal("rope_parameters", rope, "a table")
     for key in rope:
         if key not in _ROPE_KEYS | _SCALING_KEYS:
             raise _refusal(f"rope_parameters.{key}", rope[key], "absent")
@@ -214,15 +229,34 @@ def _rope(
     return theta, RopeScaling(rope_type=rope_type, **scaling)
 
 
+def _refuse_other_family(found: object) -> None:
+    if found == SUPPORTED:
+        return
+    what = "No model_type" if found is None else f"Unsupported model_type {quoted(found)}"
+    raise ConfigError(
+        f"{what}. Supported: {SUPPORTED} (Llama 2 and 3, TinyLlama, SmolLM and all others of this "
+        "model_type). Other families, such as mistral, qwen2, qwen3, gemma and phi3, are not "
+        "supported yet: give --model.path another model."
+    )
+
+
 def _check_size(key: str, found: object) -> None:
-    if type(found) is not int or found < 1:
-        raise _refusal(key, found, "a whole number >= 1")
+    largest = _LARGEST.get(key, _LARGEST_SIZE)
+    if type(found) is not int or not 1 <= found <= largest:
+        raise _refusal(key, found, f"a whole number from 1 to {largest}")
 
 
 def _check_positive(key: str, found: object) -> None:
-    if type(found) not in (int, float) or not 0 < found < float("inf"):  # type: ignore[operator]
-        raise _refusal(key, found, "a number > 0")
+    # Below, float32 rounds it to 0 or, as a divisor, to infinity.
+    if type(found) not in (int, float) or not 1e-20 <= found <= 1e20:  # type: ignore[operator]
+        raise _refusal(key, found, "a number from 1e-20 to 1e20")
+
+
+def _check_tokens(key: str, found: object) -> None:
+    tokens = found if isinstance(found, tuple) else (found,)
+    if found is not None and not all(type(t) is int and -1 <= t < 2**31 for t in tokens):
+        raise _refusal(key, found, "a token's id, a list of ids, or null")
 
 
 def _refusal(key: str, found: object, wanted: str) -> ConfigError:
-    return ConfigError(f"The model's {key} is {found!r}, but Picotron's Llama needs it {wanted}.")
+    return ConfigError(f"The model's {key} is {quoted(found)}, but it must be {wanted}.")

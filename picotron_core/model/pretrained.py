@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from picotron_core.errors import ConfigError, reason
 from picotron_core.model.architecture import Architecture
 from picotron_core.model.init import Values, fill
 from picotron_core.model.llama import Llama
+from picotron_core.model.model_folder import find_folder, read_json, tensor_files
 from picotron_core.precision import DTYPES
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -29,17 +29,20 @@ def load_architecture(path_or_name: str | Path) -> Architecture:
 
     Raises: ConfigError when there is none, or when it is not a Llama that Picotron computes.
     """
-    path = _folder(path_or_name, ["config.json"]) / "config.json"
-    described = _read_json(path)
-    code = described.get("auto_map") or {}
+    path = find_folder(path_or_name, ["config.json"]) / "config.json"
+    described = read_json(path)
+    code = described.get("auto_map")
     for name in ("AutoConfig", "AutoModel", "AutoModelForCausalLM"):
-        if name in code:
+        if isinstance(code, dict) and name in code:
             raise ConfigError(
                 f"{path} says that the model is computed by code of its own ({code[name]}, in "
                 "auto_map), and Picotron runs no code from model folders. If it is a plain Llama, "
                 "remove auto_map from that file."
             )
-    return Architecture.from_transformers(described)
+    try:
+        return Architecture.from_transformers(described)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def load_end_tokens(path_or_name: str | Path) -> tuple[int, ...]:
@@ -47,10 +50,10 @@ def load_end_tokens(path_or_name: str | Path) -> tuple[int, ...]:
 
     Raises: ConfigError that names the file, where they are no ids.
     """
-    folder = _folder(path_or_name, ["config.json", GENERATION])
-    configs = {folder / "config.json": _read_json(folder / "config.json")}
+    folder = find_folder(path_or_name, ["config.json", GENERATION])
+    configs = {folder / "config.json": read_json(folder / "config.json")}
     if (folder / GENERATION).is_file():
-        configs[folder / GENERATION] = _read_json(folder / GENERATION)
+        configs[folder / GENERATION] = read_json(folder / GENERATION)
     elif "eos_token_id" not in configs[folder / "config.json"]:
         return (LLAMA_EOS,)
     found: dict[int, None] = {}
@@ -70,7 +73,7 @@ def load_dtype(path_or_name: str | Path) -> str:
     """The dtype of the weights by config.json; "auto" where it names none that Picotron computes
     in.
     """
-    config = _read_json(_folder(path_or_name, ["config.json"]) / "config.json")
+    config = read_json(find_folder(path_or_name, ["config.json"]) / "config.json")
     dtype = config.get("dtype", config.get("torch_dtype"))
     return str(dtype) if dtype in DTYPES else "auto"
 
@@ -94,8 +97,8 @@ def stored_weights(model: Llama, path_or_name: str | Path, *, resize: bool = Fal
     Raises: ConfigError that names the tensors that are missing, unexpected, of another shape or of
         no float dtype, or a tied head that differs from the embedding.
     """
-    folder = _folder(path_or_name, ["*.safetensors", "*.json"])
-    files = _tensor_files(folder)
+    folder = find_folder(path_or_name, ["*.safetensors", "*.json"])
+    files = tensor_files(folder)
     wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
     names = {name for name in files if not name.endswith("rotary_emb.inv_freq")}
     tied = model.architecture.tie_word_embeddings
@@ -122,6 +125,11 @@ def stored_weights(model: Llama, path_or_name: str | Path, *, resize: bool = Fal
     def value(name: str) -> Tensor:
         with _readable(folder):
             found: Tensor = read[name].get_tensor(name)
+        if not found.isfinite().all():
+            raise ConfigError(
+                f"{name} in {folder / files[name]} has numbers that are not finite: the file is "
+                "damaged, or its training failed. Fetch it anew."
+            )
         return _with_rows(found, wanted[name][0])
 
     return value
@@ -134,65 +142,7 @@ def _readable(folder: Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, OSError) as error:
-        raise ConfigError(f"The weights in {folder} cannot be read: {reason(error)}") from error
-
-
-def _folder(path_or_name: str | Path, patterns: list[str]) -> Path:
-    """The local folder, or a snapshot of the hub repository (only files that match `patterns`)."""
-    path = Path(path_or_name).expanduser()
-    if path.is_dir():
-        return path
-    name = str(path_or_name)
-    if path.exists() or path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise ConfigError(
-            f"No model folder {name!r}: give one with config.json and model.safetensors, or the "
-            "name of a Hugging Face repository."
-        )
-    from huggingface_hub import errors, snapshot_download
-
-    # The base of the hub's transport errors, from whichever HTTP library its version uses.
-    transport_error: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (errors.HFValidationError, transport_error, OSError) as error:
-        raise ConfigError(
-            f"{name!r} is neither a folder here nor a repository that the Hugging Face hub gave: "
-            f"{reason(error)}"
-        ) from error
-
-
-def _tensor_files(folder: Path) -> dict[str, str]:
-    """Which file of the folder holds each tensor."""
-    from safetensors import SafetensorError, safe_open
-
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        weight_map = _read_json(index).get("weight_map", {})
-        for file in set(weight_map.values()):
-            if Path(file).name != file or not (folder / file).is_file():
-                raise ConfigError(f"{index} names {file!r}, which is not a file beside it.")
-        return dict(weight_map)
-    single = folder / "model.safetensors"
-    if not single.is_file():
-        raise ConfigError(
-            f"{folder} holds neither model.safetensors nor model.safetensors.index.json: save the "
-            "model as safetensors (other formats can run code when they are read)."
-        )
-    try:
-        with safe_open(single, framework="pt", device="cpu") as shard:
-            return dict.fromkeys(shard.keys(), single.name)
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{single} cannot be read: {reason(error)}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON: {reason(error)}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds no JSON object.")
-    return content
+        raise ConfigError(f"The weights in {folder} cannot be read: {reason(error)}.") from error
 
 
 def _refuse_any(what: str, names: Iterable[str], folder: Path) -> None:

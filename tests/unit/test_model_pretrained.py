@@ -163,7 +163,7 @@ def test_damaged_or_foreign_files_are_one_line_errors(saved, folder, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-1000])
     assert_refused(folder, "model.safetensors", "cannot be read", model=model)
     weights.rename(folder / "pytorch_model.bin")
-    assert_refused(folder, "neither model.safetensors nor", model=model)
+    assert_refused(folder, "pickled weights (.bin), which can run code", model=model)
 
     sharded = tmp_path / "sharded"
     shutil.copytree(saved(shard="60KB")[0], sharded)
@@ -229,11 +229,12 @@ class Hub(BaseHTTPRequestHandler):
 ASK_HUB = """
 import sys
 from picotron_core.errors import ConfigError
-from picotron_core.model.pretrained import _folder, load_architecture
+from picotron_core.model.model_folder import find_folder
+from picotron_core.model.pretrained import load_architecture
 for name in sys.argv[1:]:
     try:
         print(load_architecture(name).num_parameters)
-        print(_folder(name, ["*.safetensors", "*.json"]))
+        print(find_folder(name, ["*.safetensors", "*.json"]))
     except ConfigError as error:
         print("ConfigError", error)
 """
