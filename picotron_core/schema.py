@@ -70,10 +70,14 @@ class Data(Section):
 
     paths: list[PathText] = Field(
         default_factory=list,
-        description="Text files, folders, .jsonl, .parquet, or a Hugging Face dataset name; "
-        "nothing means the source of Python's standard library on this machine.",
+        description="Files of text, JSON or Parquet, compressed or not; folders; `-` for standard "
+        "input; or Hugging Face dataset names. Nothing means the source of Python's standard "
+        "library on this machine.",
     )
     text_field: Text = Field("text", description="The field or column that holds the text.")
+    on_bad: Literal["error", "skip"] = Field(
+        "error", description="What to do with a record without text: stop, or skip and count it."
+    )
     split: Text = Field("train", description="The split of a Hugging Face dataset.")
     tokenizer: PathText = Field(
         "", description="A Hugging Face tokenizer (folder or hub name); nothing means: train one."

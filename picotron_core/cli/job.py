@@ -294,7 +294,14 @@ def _new_run(config: Config, world: World, made: list[RunDirectory]) -> RunDirec
 def _prepare_tokens(config: Config, world: World, view: View) -> Tokens:
     data = config.data
     tokens = prepare(
-        open_corpus(data.paths, text_field=data.text_field, split=data.split),
+        open_corpus(
+            data.paths,
+            text_field=data.text_field,
+            split=data.split,
+            on_bad=data.on_bad,
+            cache_dir=Path(data.cache_dir).expanduser(),
+            ranks=world.size,
+        ),
         tokenizer=data.tokenizer or config.model.path,
         vocab_size=data.vocab_size,
         val_fraction=data.val_fraction,

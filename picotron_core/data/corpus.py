@@ -8,22 +8,20 @@ import os
 import re
 import sys
 import sysconfig
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from picotron_core.data.sources import Source, file_source, hub_source
+from picotron_core.data import hub, pipes
+from picotron_core.data.folder import Found, Left, Part, Seen, files_of, split_of
+from picotron_core.data.format import FILES
+from picotron_core.data.records import OnBad
+from picotron_core.data.scans import Scans, open_scans
+from picotron_core.data.sources import Fragment, Source, file_source, scan_file
+from picotron_core.data.streams import Stored, UnsuitableFileError, errors_of, printable
 from picotron_core.errors import DataError
-
-# What is read out of a folder; a file that is named outright may have any suffix.
-SUFFIXES = (
-    *(".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".org", ".adoc", ".html", ".htm"),
-    *(".py", ".pyi", ".ipynb", ".c", ".h", ".cc", ".cpp", ".cxx", ".hh", ".hpp", ".cu", ".cuh"),
-    *(".java", ".kt", ".scala", ".go", ".rs", ".js", ".mjs", ".jsx", ".ts", ".tsx", ".css"),
-    *(".rb", ".php", ".pl", ".lua", ".swift", ".r", ".jl", ".hs", ".ml", ".ex", ".erl", ".clj"),
-    *(".sh", ".bash", ".sql", ".toml", ".yaml", ".yml", ".ini", ".cfg", ".json", ".xml", ".csv"),
-    *(".jsonl", ".jsonl.gz", ".parquet"),
-)
 
 # Folders of the standard library that hold tests, other people's code, or programs beside it.
 NOT_LIBRARY = {
@@ -32,117 +30,258 @@ NOT_LIBRARY = {
 }
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+MAX_NAMES = 3  # of each kind that are shown of what was left out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corpus:
-    """Documents in a stable order. `label` is one line for a log; `size_bytes` is as stored."""
+    """Documents in a stable order.
+
+    label: one line for a log. size_bytes: as stored. sources: the text to train on, and to hold
+    out a part of; validation: text that is given for validation, if any. hint: what was wrong with
+    a file that was left out.
+    """
 
     label: str
     size_bytes: int
     sources: tuple[Source, ...]
+    validation: tuple[Source, ...] = ()
+    hint: str = ""
+
+    def fragments(
+        self, part: Part = "train", *, skipped: Counter[str] | None = None
+    ) -> Iterator[Fragment]:
+        """The text of every document that is not blank, in order, and where each ends; may be read
+        any number of times.
+
+        Args:
+            skipped: counts the records that are skipped, by reason.
+
+        Raises: DataError if there is none.
+        """
+        counter = Counter[str]() if skipped is None else skipped
+        empty = True
+        for source in self.sources if part == "train" else self.validation:
+            for fragment in source.fragments(counter):
+                empty = False
+                yield fragment
+        if empty:
+            kind = "training text" if self.validation and part == "train" else "text"
+            kind = "text for validation" if part == "validation" else kind
+            raise DataError(
+                f"The corpus is empty: no {kind} in {self.label}. {self.hint}"
+                f"{' ' if self.hint else ''}Name files that hold text with --data.paths."
+            )
 
     def documents(self) -> Iterator[str]:
-        """Every document that is not blank, in order; may be read any number of times."""
-        for source in self.sources:
-            for text in source.documents():
-                if text.strip():
-                    yield text
+        """The documents to train on, each as one text."""
+        texts: list[str] = []
+        for text, last in self.fragments():
+            texts.append(text)
+            if last:
+                yield "".join(texts)
+                texts = []
 
     def fingerprint(self) -> str:
         """Hex digest of the content: equal where the documents are, wherever the files lie."""
-        return hashlib.sha256("\n".join(s.digest for s in self.sources).encode()).hexdigest()
+        digests = [source.digest for source in self.sources]
+        if self.validation:
+            digests += ["validation", *(source.digest for source in self.validation)]
+        return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def open_corpus(paths: Sequence[str], *, text_field: str = "text", split: str = "train") -> Corpus:
-    """Find the text that is meant, and read it through once to know that it is there.
+@dataclass(slots=True, kw_only=True)
+class _Search:
+    """How files are looked for, and what has been found so far."""
+
+    text_field: str
+    on_bad: OnBad
+    cache_dir: Path | None
+    ranks: int
+    left: Left = field(default_factory=Left)
+    seen: Seen = field(default_factory=Seen)
+    train: list[Source] = field(default_factory=list)
+    validation: list[Source] = field(default_factory=list)
+    validation_names: list[str] = field(default_factory=list)
+    twice: list[str] = field(default_factory=list)
+
+    def add(self, source: Source, part: Part, name: str) -> None:
+        if part == "validation":
+            self.validation.append(source)
+            self.validation_names.append(name)
+        else:
+            self.train.append(source)
+
+
+def open_corpus(
+    paths: Sequence[str],
+    *,
+    text_field: str = "text",
+    split: str = "train",
+    on_bad: OnBad = "error",
+    cache_dir: Path | None = None,
+    ranks: int = 1,
+) -> Corpus:
+    """Find the text that is meant, and look at every byte that was not looked at before.
 
     Args:
-        paths: text files, folders (recursive; hidden and binary files are left out), .jsonl,
-            .jsonl.gz, .parquet, or names of Hugging Face datasets; none means the source of the
+        paths: files of text, JSON or Parquet, compressed or not; folders (recursive); pipes, or "-"
+            for standard input; or names of Hugging Face datasets; none means the source of the
             running Python's standard library.
         text_field: the field or column that holds the text.
         split: the split of a Hugging Face dataset.
+        on_bad: whether a record without text is skipped, or an error.
+        cache_dir: a folder for copies of pipes, and for what was found in files.
+        ranks: how many processes read the same paths.
 
-    Raises: DataError if a path is missing or unreadable, is not UTF-8, lacks the field, or if
-        all is blank.
+    Raises: DataError if a path is missing or unreadable, or is not text.
     """
-    sources: list[Source] = []
-    skipped = 0
+    search = _Search(text_field=text_field, on_bad=on_bad, cache_dir=cache_dir, ranks=ranks)
     for path in paths:
-        for source in _sources(path, text_field, split):
-            if source is None:
-                skipped += 1
-            else:
-                sources.append(source)
+        neighbours = [
+            Path(other).name for other in paths if Path(other).parent == Path(path).parent
+        ]
+        part = split_of(neighbours).get(Path(path).name, "train")
+        _find(path, part, split, search)
     if not paths:
-        for file in _standard_library():
-            source = file_source(file, text_field=text_field, explicit=False)
-            sources += [] if source is None else [source]
-    size_bytes = sum(source.size_bytes for source in sources)
-    files = f"{len(sources)} file{'' if len(sources) == 1 else 's'}"
-    skips = f" ({skipped} skipped: not UTF-8 text)" if skipped else ""
-    corpus = Corpus(
-        label=f"{_name(paths)}, {files}{skips}, {_readable(size_bytes)}",
+        root = Path(sysconfig.get_path("stdlib"))
+        library = [Found(file, str(file.relative_to(root)), "train") for file in _library(root)]
+        _add_files(root, library, search)
+    size_bytes = sum(source.size_bytes for source in (*search.train, *search.validation))
+    return Corpus(
+        label=_label(paths, search, size_bytes),
         size_bytes=size_bytes,
-        sources=tuple(sources),
+        sources=tuple(search.train),
+        validation=tuple(search.validation),
+        hint=search.left.first_message,
     )
-    if next(corpus.documents(), None) is None:
+
+
+def _find(name: str, part: Part, split: str, search: _Search) -> None:
+    """Add the documents of one path that the user named."""
+    try:
+        os.fsencode(name).decode()
+    except UnicodeDecodeError:
         raise DataError(
-            f"The corpus is empty: no text in {', '.join(paths) or _name(paths)}{skips}. "
-            "Name files that hold text with --data.paths."
-        )
-    return corpus
-
-
-def _sources(name: str, text_field: str, split: str) -> Iterator[Source | None]:
+            f"The name {printable(name)} is not UTF-8, and cannot be written to a run's "
+            "config.toml. Rename it, or name the folder that it lies in with --data.paths."
+        ) from None
     path = Path(name).expanduser()
-    if name and os.path.isdir(path):  # unlike Path.is_dir, never raises
-        for file in _text_files(path):
-            yield file_source(file, text_field=text_field, explicit=False)
-    elif name and os.path.exists(path):
-        yield file_source(path, text_field=text_field, explicit=True)
-    elif not HUB_NAME.fullmatch(name) or name.lower().endswith(SUFFIXES):
-        raise DataError(f"No file or folder {name!r}. Check --data.paths.")
+    if "\0" in name or len(os.fsencode(path.name)) > 255:
+        raise DataError(f"No file or folder {printable(name)!r}. Check --data.paths.")
+    if part == "test":
+        search.left.add("test split", printable(name))
+    elif name and os.path.isdir(path):  # unlike Path.is_dir, never raises
+        found = files_of(path, search.left, search.seen)
+        if part == "validation":
+            found = [Found(file.path, file.name, part) for file in found]
+        _add_files(path, found, search)
+    elif name == pipes.STDIN or (name and os.path.exists(path)):
+        _add_named(name, part, search)
+    elif name.startswith(("/dev/fd/", "/proc/self/fd/")) and search.ranks > 1:
+        raise DataError(pipes.only_once(name, search.ranks))
+    elif not HUB_NAME.fullmatch(name) or name.lower().endswith(FILES):
+        raise DataError(f"No file or folder {printable(name)!r}. Check --data.paths.")
     elif importlib.util.find_spec("datasets") is None:
         raise DataError(
             f"No file or folder {name!r}. Check --data.paths; if it is a Hugging Face dataset, "
             "pip install 'picotron[data]' first."
         )
     else:
-        yield hub_source(name, text_field=text_field, split=split)
+        source = hub.source_of(
+            name, text_field=search.text_field, split=split, on_bad=search.on_bad
+        )
+        search.add(source, part, name)
 
 
-def _text_files(folder: Path) -> Iterator[Path]:
-    """Sorted by path, so that every machine and every run sees the same order."""
+def _add_named(name: str, part: Part, search: _Search) -> None:
+    """Add a file or pipe that the user named: whatever is wrong with it is an error."""
+    stored = pipes.stored_at(name, keep_in=search.cache_dir, ranks=search.ranks)
+    shown = "standard input" if name == pipes.STDIN else printable(name)
+    with errors_of(stored):
+        status = stored.path.stat() if stored.descriptor is None else os.fstat(stored.descriptor)
+    identity = status.st_dev, status.st_ino
+    if identity in search.seen.files:
+        search.twice.append(shown)
+    search.seen.files.add(identity)
+    scans = open_scans(
+        None if stored.descriptor is not None else search.cache_dir,
+        stored.path,
+        search.text_field,
+    )
+    search.add(_source(stored, scans, search, explicit=True), part, shown)
+    scans.save()
 
-    def unreadable(error: OSError) -> None:
-        raise DataError(f"Cannot read the folder {error.filename}: {error.strerror}.") from None
 
-    for parent, folders, files in os.walk(folder, onerror=unreadable):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            path = Path(parent, name)
-            hidden = name.startswith(".")
-            if not hidden and name.lower().endswith(SUFFIXES) and path.is_file():
-                yield path
+def _add_files(folder: Path, found: Sequence[Found], search: _Search) -> None:
+    """Add what was found in a folder: what is no text is left out."""
+    scans = open_scans(search.cache_dir, folder, search.text_field)
+    for file in found:
+        try:
+            source = _source(Stored(file.path), scans, search, explicit=False)
+        except UnsuitableFileError as error:
+            search.left.add(error.reason, file.name, str(error))
+            continue
+        search.add(source, file.part, file.name)
+    scans.save()
 
 
-def _standard_library() -> list[Path]:
-    root = Path(sysconfig.get_path("stdlib"))
+def _source(stored: Stored, scans: Scans, search: _Search, *, explicit: bool) -> Source:
+    with errors_of(stored):
+        stamp, path = stored.stamp(), stored.path.resolve()
+    scan = scans.get(path, stamp)
+    if scan is None:
+        began_ns = time.time_ns()
+        scan = scan_file(
+            stored, text_field=search.text_field, explicit=explicit, keep_in=search.cache_dir
+        )
+        scans.put(path, stamp, scan, began_ns=began_ns)
+    if scan.refused is not None:
+        raise UnsuitableFileError(*scan.refused)
+    return file_source(
+        stored, scan, text_field=search.text_field, on_bad=search.on_bad, keep_in=search.cache_dir
+    )
+
+
+def _library(root: Path) -> list[Path]:
+    """The modules of the standard library."""
     return [
-        path
-        for path in _text_files(root)
-        if path.suffix == ".py"
-        and not path.name.startswith("_sysconfigdata")  # made by the build: paths and flags
-        and not NOT_LIBRARY.intersection(path.relative_to(root).parts)
+        file.path
+        for file in files_of(root, Left(), Seen())
+        if file.path.suffix == ".py"
+        and not file.path.name.startswith("_sysconfigdata")  # made by the build: paths and flags
+        and not NOT_LIBRARY.intersection(file.path.relative_to(root).parts)
     ]
+
+
+def _label(paths: Sequence[str], search: _Search, size_bytes: int) -> str:
+    """E.g. "data/, 3 files of 4, 1 skipped (1 not UTF-8: old.txt), 2.1 MB"."""
+    read, left = len(search.train) + len(search.validation), len(search.left)
+    files = f"{read} file{'' if read == 1 else 's'}{f' of {read + left}' if left else ''}"
+    label = [_name(paths), files]
+    if names := search.validation_names:
+        label.append(f"{len(names)} for validation ({_some(names)})")
+    if search.twice:
+        label.append(f"{len(search.twice)} read twice ({_some(search.twice)})")
+    if left:
+        kinds = [f"{len(n)} {reason}: {_some(n)}" for reason, n in search.left.names.items()]
+        label.append(f"{left} skipped ({'; '.join(kinds)})")
+    return ", ".join((*label, _readable(size_bytes)))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
 
 
 def _name(paths: Sequence[str]) -> str:
     if not paths:
         return "Python {}.{} standard library".format(*sys.version_info)
-    return paths[0] if len(paths) == 1 else f"{len(paths)} paths"
+    if len(paths) > 1:
+        return f"{len(paths)} paths"
+    if paths[0] == pipes.STDIN:
+        return "standard input"
+    is_folder = os.path.isdir(Path(paths[0]).expanduser()) and not paths[0].endswith("/")
+    return printable(paths[0]) + ("/" if is_folder else "")
 
 
 def _readable(size_bytes: int) -> str:

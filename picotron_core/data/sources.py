@@ -1,200 +1,228 @@
-"""How one file, or one hub dataset, becomes documents. The format is decided by the suffix."""
+"""A file, or a dataset of the hub, as a source of documents."""
 
 from __future__ import annotations
 
-import codecs
-import gzip
 import hashlib
-import json
-import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from picotron_core.errors import DataError, did_you_mean, reason
+from picotron_core.data.format import (
+    LINES,
+    Format,
+    Kind,
+    head_text,
+    recognise,
+    records_in,
+    suffix_of,
+)
+from picotron_core.data.pipes import unpacked
+from picotron_core.data.records import (
+    OnBad,
+    Record,
+    documents_of,
+    json_records,
+    parquet_records,
+    without_field,
+)
+from picotron_core.data.streams import (
+    BLOCK,
+    Stamp,
+    Stored,
+    UnsuitableFileError,
+    blocks_of,
+    decoded,
+    errors_of,
+    read_head,
+)
+from picotron_core.errors import DataError
 
-BLOCK = 1 << 20  # bytes read at a time where a whole file is not needed
+# A part of a document, and whether it is the last: a document may be too long to hold.
+Fragment = tuple[str, bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Something that yields documents, the same ones each time that it is read."""
+    """Something that yields documents, the same ones each time that it is read.
 
-    documents: Callable[[], Iterator[str]]
-    digest: str  # of the content and of what decides how it is read
+    fragments: called with a counter of the records that are skipped, by reason.
+    digest: of the content and of what decides how it is read.
+    """
+
+    fragments: Callable[[Counter[str]], Iterator[Fragment]]
+    digest: str
     size_bytes: int
 
 
-def file_source(path: Path, *, text_field: str, explicit: bool) -> Source | None:
-    """Look at every byte of a file once: may it be read as text, and what is its digest?
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scan:
+    """What one look at every byte of a file found.
+
+    layers: of compression. digest: of the decompressed bytes. refused: why it cannot be read, as
+    (reason, message), or None.
+    """
+
+    layers: tuple[str, ...] = ()
+    kind: Kind = "text"
+    encoding: str = "utf-8-sig"
+    digest: str = ""
+    size_bytes: int = 0
+    refused: tuple[str, str] | None = None
+
+
+def scan_file(stored: Stored, *, text_field: str, explicit: bool, keep_in: Path | None) -> Scan:
+    """Look at every byte of a file once: what is it, and can it be read to its end?
 
     Args:
-        text_field: the field or column of a .jsonl, .jsonl.gz or .parquet file.
-        explicit: the user named this very file, so text that is not UTF-8 is an error. A file
-            found in a folder is None instead, for the caller to count.
+        explicit: the user named this very file. One that was found in a folder is refused more
+            easily: where it holds a NUL, or JSON that is not records.
+        keep_in: the folder for copies, see `pipes`.
 
-    Raises: DataError if the file cannot be read.
+    Raises: DataError if the file cannot be read at all.
     """
-    name = path.name.lower()
-    if name.endswith((".jsonl", ".jsonl.gz")):
-        kind, read = f"jsonl {text_field}", partial(read_jsonl, path, text_field)
-    elif name.endswith(".parquet"):
-        kind, read = f"parquet {text_field}", partial(read_parquet, path, text_field)
-    else:
-        kind, read = "text", partial(read_text, path)
-    digest = hashlib.sha256(kind.encode())
-    decoder = codecs.getincrementaldecoder("utf-8")() if kind == "text" else None
-    size = 0
+    size_bytes = 0
     try:
-        before = _stamp(path)
-        with path.open("rb") as file:
-            while block := file.read(BLOCK):
-                if decoder is not None:
-                    if not explicit and b"\0" in block:  # valid UTF-8, but nobody's prose
-                        return None
-                    decoder.decode(block)
-                digest.update(block)
-                size += len(block)
-        if decoder is not None:
-            decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        if not explicit:
-            return None
-        # The decoder may carry up to three bytes from the block before.
-        start = size - (len(error.object) - len(block)) + error.start
-        raise DataError(
-            f"{path} is not UTF-8 text: byte {start} is 0x{error.object[error.start]:02x}. "
-            "Convert it, e.g. with iconv -t UTF-8, or leave it out of --data.paths."
-        ) from None
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    return Source(
-        documents=partial(_unchanged, path, before, read),
-        digest=digest.hexdigest(),
-        size_bytes=size,
+        with errors_of(stored), unchanged(stored, stored.stamp()):
+            size_bytes = stored.stamp()[0]
+            layers, head = read_head(stored)
+            whole = len(head) < BLOCK
+            found = recognise(head, whole=whole, path=stored.path, layers=layers)
+            if not explicit and found.kind != "parquet":
+                _refuse_oddities(stored, head, found, text_field)
+            digest = _digest(stored, layers, found, explicit=explicit)
+            if found.kind == "parquet":
+                # Look at its end, where its columns are described.
+                next(parquet_rows(stored, layers, text_field, keep_in), None)
+    except UnsuitableFileError as error:
+        return Scan(refused=(error.reason, str(error)), size_bytes=size_bytes)
+    return Scan(
+        layers=layers,
+        kind=found.kind,
+        encoding=found.encoding,
+        digest=digest,
+        size_bytes=size_bytes,
     )
 
 
-def read_text(path: Path) -> Iterator[str]:
-    """A text file is one document, line ends as they are; a byte-order mark is not text."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        yield file.read()
+def _refuse_oddities(stored: Stored, head: bytes, found: Format, text_field: str) -> None:
+    """JSON that nobody meant as documents: settings, notebooks, the description of a package."""
+    if found.kind == "text" or suffix_of(stored.path.name) in LINES:
+        return
+    records = list(records_in(head_text(head, found.encoding), found.kind))
+    fields = [list(record) for record in records if isinstance(record, dict)]
+    if records and not any(text_field in names for names in fields):
+        bad = without_field(stored.name, text_field, fields[0] if fields else [])
+        reason = f"JSON without {text_field!r}"
+        raise UnsuitableFileError(reason, f"{bad.message}. {bad.advice}")
 
 
-def read_jsonl(path: Path, text_field: str) -> Iterator[str]:
-    """One JSON object a line, gzipped or not; the document is its `text_field`."""
-    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{where} is not JSON: {error}. Mend or remove the line.") from None
-            if not isinstance(record, dict):
-                raise DataError(
-                    f"{where} holds a JSON {type(record).__name__}, not an object. "
-                    f'Write one {{"{text_field}": "..."}} a line.'
-                )
-            if text_field not in record:
-                raise DataError(_no_field(where, text_field, list(record)))
-            yield _checked(record[text_field], where, text_field)
-
-
-def read_parquet(path: Path, text_field: str) -> Iterator[str]:
-    """The rows of one column, a row group's worth of batches at a time."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise DataError(
-            f"Reading {path} needs pyarrow, which is not installed: pip install 'picotron[data]'."
-        ) from None
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            columns = file.schema_arrow.names
-            if text_field not in columns:
-                raise DataError(_no_field(str(path), text_field, columns))
-            number = 0
-            for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
-                for value in batch.column(0).to_pylist():
-                    yield _checked(value, f"{path}, row {number}", text_field)
-                    number += 1
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path} is not whole Parquet: {reason(error)}. Fetch it anew.") from None
-
-
-def hub_source(name: str, *, text_field: str, split: str) -> Source:
-    """A dataset of the Hugging Face hub; needs the `data` extra and, the first time, a network."""
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(name, split=split, trust_remote_code=False)
-    except Exception as error:  # the library and the hub raise dozens of kinds
-        raise DataError(
-            f"No path {name} here, and the dataset {name!r} (split {split!r}) cannot be loaded: "
-            f"{reason(error)}. Check --data.paths and --data.split."
-        ) from error
-    if text_field not in rows.column_names:
-        raise DataError(_no_field(f"dataset {name!r}", text_field, rows.column_names))
-    documents = partial(_rows, rows, name, text_field)
+def _digest(stored: Stored, layers: tuple[str, ...], found: Format, *, explicit: bool) -> str:
     digest = hashlib.sha256()
     size = 0
-    for text in documents():
-        encoded = text.encode()
-        digest.update(len(encoded).to_bytes(8, "big") + encoded)
-        size += len(encoded)
-    return Source(documents=documents, digest=digest.hexdigest(), size_bytes=size)
 
+    def blocks() -> Iterator[bytes]:
+        nonlocal size
+        for block in blocks_of(stored, layers):
+            digest.update(block)
+            size += len(block)
+            if found == Format("text") and not explicit and b"\0" in block:
+                # Valid UTF-8, but nobody's prose.
+                raise UnsuitableFileError("binary", f"{stored.name} holds NUL bytes: it is binary.")
+            yield block
 
-def _rows(rows: Any, name: str, text_field: str) -> Iterator[str]:
-    for number, row in enumerate(rows.select_columns([text_field])):
-        yield _checked(row[text_field], f"dataset {name!r}, row {number}", text_field)
-
-
-def _checked(value: object, where: str, text_field: str) -> str:
-    if not isinstance(value, str):
-        raise DataError(
-            f"{where}: {text_field!r} is {type(value).__name__}, not text. "
-            "Remove the record, or name another field with --data.text_field."
-        )
+    if found.kind == "parquet":
+        for _ in blocks():
+            pass
+        return digest.hexdigest()
     try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{where}: character {error.start} of {text_field!r} is half of a surrogate pair, "
-            "which no text can hold. Mend or remove the record."
-        ) from None
-    return value
+        for _ in decoded(blocks(), found.encoding):
+            pass
+    except UnicodeDecodeError as error:
+        raise _not_text(stored, error, found.encoding, size) from None
+    return digest.hexdigest()
 
 
-def _no_field(where: str, text_field: str, found: list[str]) -> str:
-    return (
-        f"{where} has no field {text_field!r}; found: {', '.join(found) or 'nothing'}. "
-        f"{did_you_mean(text_field, found)} Name it with --data.text_field."
+def _not_text(
+    stored: Stored, error: UnicodeDecodeError, encoding: str, size: int
+) -> UnsuitableFileError:
+    """The error for a byte that the text cannot hold; `size`: bytes read, its block included."""
+    start = size - len(error.object) + error.start
+    name = {"utf-8-sig": "UTF-8", "utf-16": "UTF-16", "utf-32": "UTF-32"}[encoding]
+    found = f"0x{error.object[error.start]:02x}" if error.object else "missing"
+    return UnsuitableFileError(
+        f"not {name}",
+        f"{stored.name} is not {name} text: byte {start} is {found}. Convert it, e.g. with iconv "
+        "-t UTF-8, or leave it out of --data.paths.",
     )
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
-    reason = getattr(error, "strerror", None) or str(error)
-    return DataError(f"Cannot read {path}: {reason}. Check the file and who may read it.")
+@contextmanager
+def unchanged(stored: Stored, before: Stamp) -> Iterator[None]:
+    """See to it that the bytes that are read are those that `before` was taken of.
+
+    Raises: DataError if the file changed.
+    """
+
+    def check() -> None:
+        size, mtime, _, inode = stored.stamp()
+        if (size, mtime, inode) != (before[0], before[1], before[3]):
+            raise DataError(
+                f"{stored.name} changed while it was in use. Start again when it is still."
+            )
+
+    check()
+    yield
+    check()
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
+def file_source(
+    stored: Stored, scan: Scan, *, text_field: str, on_bad: OnBad, keep_in: Path | None
+) -> Source:
+    """A file as a source of documents, from what a scan found."""
+    kind = scan.kind if scan.kind == "text" else f"{scan.kind} {text_field} {on_bad}"
+    digest = hashlib.sha256(f"{kind} {scan.encoding}\n{scan.digest}".encode()).hexdigest()
+    read = partial(_fragments, stored, stored.stamp(), scan, text_field, on_bad, keep_in)
+    return Source(fragments=read, digest=digest, size_bytes=scan.size_bytes)
 
 
-def _unchanged(
-    path: Path, before: tuple[int, int], read: Callable[[], Iterator[str]]
-) -> Iterator[str]:
-    """The documents of the very bytes that the digest was made of."""
-    try:
-        if _stamp(path) != before:
-            raise DataError(f"{path} changed while it was in use. Start again when it is still.")
-        yield from read()
-    except (OSError, EOFError, zlib.error) as error:  # the last two: a damaged .gz
-        raise _unreadable(path, error) from None
+def _fragments(
+    stored: Stored,
+    before: Stamp,
+    scan: Scan,
+    text_field: str,
+    on_bad: OnBad,
+    keep_in: Path | None,
+    skipped: Counter[str],
+) -> Iterator[Fragment]:
+    with errors_of(stored), unchanged(stored, before):
+        if scan.kind == "text":
+            # Twice, for a document that is blank is none, and too long to hold.
+            if any(text.strip() for text in _text(stored, scan)):
+                for text in _text(stored, scan):
+                    yield text, False
+                yield "", True
+            return
+        if scan.kind == "parquet":
+            records = parquet_rows(stored, scan.layers, text_field, keep_in)
+        else:
+            records = json_records(stored, scan.layers, scan.kind, scan.encoding)
+        for text in documents_of(records, text_field=text_field, on_bad=on_bad, skipped=skipped):
+            if text.strip():
+                yield text, True
+
+
+def _text(stored: Stored, scan: Scan) -> Iterator[str]:
+    return decoded(blocks_of(stored, scan.layers), scan.encoding)
+
+
+def parquet_rows(
+    stored: Stored, layers: tuple[str, ...], text_field: str, keep_in: Path | None
+) -> Iterator[Record]:
+    """The rows of a Parquet file; one that is compressed once more is unpacked first."""
+    if layers:
+        stored = unpacked(stored, blocks_of(stored, layers), keep_in)
+    with stored.open() as file:
+        yield from parquet_records(file, stored.name, text_field)

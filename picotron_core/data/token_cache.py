@@ -9,8 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
+from itertools import chain
 from os.path import lexists, realpath
 from pathlib import Path
 
@@ -23,6 +26,8 @@ from picotron_core.data.cache_folder import (
     sweep,
 )
 from picotron_core.data.corpus import Corpus
+from picotron_core.data.interruptible import interruptible
+from picotron_core.data.pieces import Piece, batches, for_training
 from picotron_core.data.pretrained_tokenizer import load_tokenizer
 from picotron_core.data.split import Part, Split, parted, plan_split
 from picotron_core.data.tokenizer import Tokenizer, train_tokenizer
@@ -37,6 +42,7 @@ from picotron_core.data.tokens import (
     token_dtype,
     write_meta,
 )
+from picotron_core.data.training_text import frequent_words, only_words, sampled
 from picotron_core.errors import DataError
 from picotron_core.files import (
     create,
@@ -54,9 +60,8 @@ __all__ = ["Progress", "Tokens", "open_tokens", "prepare", "token_dtype"]
 Progress = Callable[[str, int, int], None]
 
 WAITING = "waiting for another process to tokenise"
-PIECE_CHARS = 1 << 19  # a longer document is encoded in pieces, on many cores
-BATCH_CHARS = 1 << 22  # text in flight; a token in flight costs the encoder some 100 bytes
-TRAINING_BYTES = 1 << 26  # text that a tokenizer is trained on, at most
+TRAINING_BYTES = 256_000_000  # text that a tokenizer is trained on, at most
+FEW_BYTES = 1_000_000  # whose words fit into memory whatever they are
 
 
 def prepare(
@@ -75,7 +80,8 @@ def prepare(
 
     Args:
         tokenizer: a Hugging Face tokenizer (folder or hub name), or "" to train a byte-level BPE
-            of `vocab_size` on the training text (on a sample of some 64 MB where it is longer).
+            of `vocab_size` on the training text (of a longer one, on an evenly spread sample of
+            256 MB).
         val_fraction: the share held out, see `plan_split`.
         cache_dir: the folder of caches; made if it is not there.
         seed: of the choice of documents to hold out.
@@ -88,7 +94,8 @@ def prepare(
     loaded = load_tokenizer(tokenizer) if tokenizer else None
     spec = ["bpe", vocab_size] if loaded is None else [loaded.fingerprint, loaded.vocab_size]
     token_dtype(loaded.vocab_size if loaded else vocab_size)  # refuse before any work
-    parts = [FORMAT, corpus.fingerprint(), *spec, val_fraction, seed]
+    held_out = "given" if corpus.validation else val_fraction
+    parts = [FORMAT, corpus.fingerprint(), *spec, held_out, seed]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
     cache_dir = Path(realpath(cache_dir.expanduser()))  # what is in it may not be a link
     try:
@@ -111,7 +118,7 @@ def prepare(
             f"Cannot write the token cache in {cache_dir}: {error.strerror or error}. Free or "
             "unlock that disk, or choose another folder with --data.cache_dir."
         ) from error
-    return open_tokens(folder, owners=trusted_owners(cache_dir))
+    return open_tokens(folder, corpus.label, owners=trusted_owners(cache_dir))
 
 
 def _build(
@@ -125,22 +132,19 @@ def _build(
 ) -> None:
     making = new_folder(folder)
     try:
+        skipped: Counter[str] = Counter()
         split = plan_split(
-            corpus.documents(),
+            corpus.fragments(skipped=skipped),
             val_fraction=val_fraction,
             seed=seed,
             progress=lambda done: report("reading", done, 0),
+            validation=corpus.fragments("validation", skipped=skipped) if corpus.validation else (),
         )
         if tokenizer is None:
-            text, text_bytes = _training_text(corpus, split)
-            tokenizer = train_tokenizer(
-                text,
-                vocab_size=vocab_size,
-                on_progress=lambda done: report("training the tokenizer", done, text_bytes),
-            )
+            tokenizer = _trained(corpus, split, vocab_size, report)
         tokenizer.save(making)
         text_bytes_of = _write_tokens(corpus, tokenizer, split, making, report)
-        write_meta(making, tokenizer=tokenizer, text_bytes=text_bytes_of, label=corpus.label)
+        write_meta(making, tokenizer=tokenizer, text_bytes=text_bytes_of, skipped=skipped)
         protect(making)
         # The files before the rename, the rename before anybody counts on it: a power cut
         # leaves a whole cache or none.
@@ -157,19 +161,48 @@ def _build(
         remove(making)
 
 
-def _training_text(corpus: Corpus, split: Split) -> tuple[Iterator[str], int]:
-    """Text of the training side, some TRAINING_BYTES spread evenly over it, and its length."""
+def _text(corpus: Corpus, split: Split) -> Iterator[Piece]:
+    """All text, with the side that it is on."""
+    validation = corpus.fragments("validation") if corpus.validation else ()
+    return parted(chain(corpus.fragments(), validation), split)
+
+
+def _trained(corpus: Corpus, split: Split, vocab_size: int, report: Progress) -> Tokenizer:
+    """A tokenizer of the training side: of a sample, and of the most frequent words, where all
+    would take memory without bound.
+    """
     share = 1 - split.val_fraction if split.cut is None else split.cut / split.total_bytes
     train_bytes = max(round(split.total_bytes * share), 1)
-    stride = max(train_bytes // TRAINING_BYTES, 1)
-    pieces = (
-        piece
-        for part, text in parted(corpus.documents(), split)
-        if part == "train"
-        for piece, _ in _pieces(text)
-    )
-    every = (piece for number, piece in enumerate(pieces) if number % stride == 0)
-    return every, train_bytes // stride
+    keep = min(TRAINING_BYTES / train_bytes, 1.0)
+    text_bytes = round(keep * train_bytes)
+    if keep < 1:
+        log.info(
+            "The tokenizer is trained on an evenly spread sample of %.1f MB of the %.1f MB of "
+            "training text.",
+            text_bytes / 1e6,
+            train_bytes / 1e6,
+        )
+
+    def sample(stage: str) -> Iterator[str]:
+        done = 0
+        for piece in sampled(for_training(_text(corpus, split)), keep=keep, seed=split.seed):
+            yield piece
+            done += len(piece.encode())
+            report(stage, done, text_bytes)
+
+    words, dropped = None, 0
+    if text_bytes > FEW_BYTES:
+        words, dropped = frequent_words(sample("counting words"))
+    text = sample("training the tokenizer")
+    if words is not None:
+        log.info(
+            "The tokenizer is trained on the %d most frequent words; %d rarer ones or more would "
+            "not fit into the memory that it may take.",
+            len(words),
+            dropped,
+        )
+        text = only_words(text, words)
+    return train_tokenizer(text, vocab_size=vocab_size)
 
 
 def _write_tokens(
@@ -181,13 +214,14 @@ def _write_tokens(
     first = True  # whether the piece begins its document
     with ExitStack() as stack:
         files = {part: stack.enter_context(create(making / name)) for part, name in FILES.items()}
-        for batch in _batches(parted(corpus.documents(), split)):
-            encoded = tokenizer.encode_batch([piece for _, piece, _ in batch])
-            for (part, piece, last), ids in zip(batch, encoded, strict=True):
+        for batch in batches(_text(corpus, split)):
+            texts = [text for _, text, _ in batch]
+            encoded = interruptible(partial(tokenizer.encode_batch, texts))
+            for (part, text, last), ids in zip(batch, encoded, strict=True):
                 ids = (bos if first else []) + ids + (eos if last else [])
                 write_all(files[part], fit_tokens(ids, vocab_size).data)
                 first = last
-                text_bytes[part] += len(piece.encode())
+                text_bytes[part] += len(text.encode())
             report("tokenising", sum(text_bytes.values()), split.total_bytes)
     if not all(text_bytes.values()):
         raise DataError(
@@ -195,31 +229,3 @@ def _write_tokens(
             "for validation. Give more text with --data.paths."
         )
     return text_bytes
-
-
-def _batches(
-    documents: Iterable[tuple[Part, str]],
-) -> Iterator[list[tuple[Part, str, bool]]]:
-    """(side, piece, whether it ends its document) in batches of BATCH_CHARS or a little more."""
-    batch: list[tuple[Part, str, bool]] = []
-    waiting = 0
-    for part, text in documents:
-        for piece, last in _pieces(text):
-            batch.append((part, piece, last))
-            waiting += len(piece)
-            if waiting >= BATCH_CHARS:
-                yield batch
-                batch, waiting = [], 0
-    if batch:
-        yield batch
-
-
-def _pieces(text: str) -> Iterator[tuple[str, bool]]:
-    """Cut a long text after a line end, or where it has none, after PIECE_CHARS."""
-    start = 0
-    while len(text) - start > PIECE_CHARS:
-        end = text.rfind("\n", start, start + PIECE_CHARS) + 1
-        end = end if end > start else start + PIECE_CHARS
-        yield text[start:end], False
-        start = end
-    yield text[start:], True

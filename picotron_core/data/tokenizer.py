@@ -6,12 +6,15 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from picotron_core.data.interruptible import Interrupted, interruptible
 from picotron_core.errors import ConfigError, DamagedFileError, reason
 from picotron_core.files import make_folder, open_regular, replace_text
 
@@ -168,13 +171,19 @@ def train_tokenizer(
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    backend.train_from_iterator(_reported(documents, on_progress), trainer)
+    left = Event()
+    text = _reported(documents, on_progress, left)
+    interruptible(partial(backend.train_from_iterator, text, trainer), left)
     return Tokenizer(backend=backend, eos_id=0)  # special tokens come first
 
 
-def _reported(documents: Iterable[str], on_progress: Callable[[int], None] | None) -> Iterator[str]:
+def _reported(
+    documents: Iterable[str], on_progress: Callable[[int], None] | None, left: Event
+) -> Iterator[str]:
     done = 0
     for text in documents:
+        if left.is_set():
+            raise Interrupted
         yield text
         done += len(text.encode())
         if on_progress is not None:

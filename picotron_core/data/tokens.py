@@ -31,7 +31,7 @@ from picotron_core.files import (
     replace_text,
 )
 
-FORMAT = 1
+FORMAT = 2
 META = "meta.json"
 FILES: dict[Part, str] = {"train": "train.bin", "validation": "validation.bin"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -88,9 +88,17 @@ def fit_tokens(ids: list[int], vocab_size: int) -> Ids:
 
 
 def write_meta(
-    folder: Path, *, tokenizer: Tokenizer, text_bytes: Mapping[Part, int], label: str
+    folder: Path,
+    *,
+    tokenizer: Tokenizer,
+    text_bytes: Mapping[Part, int],
+    skipped: Mapping[str, int],
 ) -> None:
-    """Vouch for the files that lie in `folder`; nothing may be written to them after."""
+    """Vouch for the files that lie in `folder`; nothing may be written to them after.
+
+    Args:
+        skipped: how many records were skipped, by reason.
+    """
     files = {}
     for name in (*FILES.values(), *TOKENIZER_FILES):
         files[name] = {"bytes": (folder / name).stat().st_size, "crc32": crc32(folder / name)}
@@ -102,17 +110,20 @@ def write_meta(
         "eos_id": tokenizer.eos_id,
         "tokens": {part: files[name]["bytes"] // dtype.itemsize for part, name in FILES.items()},
         "text_bytes": dict(text_bytes),
-        "label": label,
+        "skipped_records": dict(skipped),
         "files": files,
     }
     vouched = {"meta": meta, "crc32": zlib.crc32(_canonical(meta))}
     replace_text(folder / META, json.dumps(vouched, indent=2) + "\n")
 
 
-def open_tokens(folder: Path, *, owners: Collection[int] | None = None) -> Tokens:
+def open_tokens(
+    folder: Path, corpus: str = "corpus", *, owners: Collection[int] | None = None
+) -> Tokens:
     """Open a token cache, after reading every byte of it once.
 
     Args:
+        corpus: what it was asked for; what it was made from may have lain elsewhere.
         owners: the users to whom its files may belong; None for anyone.
 
     Raises: DamagedFileError that names the file if any is missing, cut, changed, a link, or
@@ -143,11 +154,19 @@ def open_tokens(folder: Path, *, owners: Collection[int] | None = None) -> Token
         vocab_size=vocab_size,
         eos_id=meta["eos_id"],
         bytes_per_token=meta["text_bytes"]["validation"] / validation.size,
-        label=f"{meta['label']}: {train.size:,} train and {validation.size:,} validation tokens, "
-        f"vocabulary {vocab_size}",
+        label=f"{corpus}{_skipped(meta['skipped_records'])}: {train.size:,} train and "
+        f"{validation.size:,} validation tokens, vocabulary {vocab_size}",
         folder=folder,
         key=folder.name,
     )
+
+
+def _skipped(records: Mapping[str, int]) -> str:
+    if not records:
+        return ""
+    total = sum(records.values())
+    reasons = "; ".join(f"{count} {reason}" for reason, count in records.items())
+    return f", {total} record{'' if total == 1 else 's'} skipped ({reasons})"
 
 
 def _read_meta(folder: Path, owners: Collection[int] | None) -> dict[str, Any]:

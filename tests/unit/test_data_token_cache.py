@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from picotron_core.data import token_cache
+from picotron_core.data import pieces, token_cache
 from picotron_core.data.corpus import open_corpus
 from picotron_core.data.tokenizer import train_tokenizer
 from picotron_core.data.tokens import fit_tokens, open_tokens, token_dtype
@@ -157,8 +157,8 @@ def test_long_documents_pass_through_pieces_unchanged(tmp_path, monkeypatch):
     short = [f"short {number}" for number in range(20)]
     for number, line in enumerate(short):
         (tmp_path / f"b{number}.txt").write_text(line)
-    monkeypatch.setattr(token_cache, "PIECE_CHARS", 1000)
-    monkeypatch.setattr(token_cache, "BATCH_CHARS", 2500)
+    monkeypatch.setattr(pieces, "PIECE_CHARS", 1000)
+    monkeypatch.setattr(pieces, "BATCH_CHARS", 2500)
     tokens = prepare(tmp_path, tmp_path / "cache", val_fraction=0.5)
     documents = documents_of(tokens.train, tokens) + documents_of(tokens.validation, tokens)
     assert sorted(documents) == sorted([text, *short])
@@ -166,7 +166,7 @@ def test_long_documents_pass_through_pieces_unchanged(tmp_path, monkeypatch):
 
 def test_tokenizer_of_a_long_corpus_is_trained_on_a_bounded_sample(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(token_cache, "TRAINING_BYTES", 100_000)
-    monkeypatch.setattr(token_cache, "PIECE_CHARS", 5000)
+    monkeypatch.setattr(pieces, "SAMPLE_CHARS", 5000)
     seen = {}
     prepare(folder, tmp_path, progress=lambda stage, done, total: seen.update({stage: done}))
     assert 50_000 < seen["training the tokenizer"] < 150_000 < seen["tokenising"]
@@ -278,7 +278,7 @@ def test_meta_that_vouches_for_ids_outside_the_vocabulary_is_refused(copied):
     ids[7] = 512
     ids.tofile(copied / "train.bin")
     tokenizer = open_tokenizer(copied, eos_id=0)
-    write_meta(copied, tokenizer=tokenizer, text_bytes={"train": 1, "validation": 1}, label="x")
+    write_meta(copied, tokenizer=tokenizer, text_bytes={"train": 1, "validation": 1}, skipped={})
     with pytest.raises(DamagedFileError, match=r"train\.bin holds id 512, vocabulary 512"):
         open_tokens(copied)
 
