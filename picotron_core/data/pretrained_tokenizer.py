@@ -61,6 +61,7 @@ def load_tokenizer(
     backend = tokenizers.Tokenizer.from_str(fast.to_str())  # ours: theirs may truncate or pad
     backend.no_truncation()
     backend.no_padding()
+    backend.encode_special_tokens = bool(loaded.split_special_tokens)
     prefix, suffix = around(backend)
     if suffix:
         tokens = [str(backend.id_to_token(token)) for token in prefix]

@@ -28,7 +28,8 @@ class Tokenizer:
     """A trained tokenizer and the token that ends a document.
 
     A special token that is spelled out in a text becomes that token, as in transformers: corpora
-    that separate documents by a written "<|endoftext|>" mean just that.
+    that separate documents by a written "<|endoftext|>" mean just that. A tokenizer whose config
+    says split_special_tokens takes it for plain text.
 
     Attributes:
         backend: its post-processor adds tokens before a text or none, and nothing after it.
@@ -49,7 +50,8 @@ class Tokenizer:
     @property
     def fingerprint(self) -> str:
         """Hex digest of all that decides the ids."""
-        decides = f"{self.eos_id} {self.prefix} {self.clean_up}\n{self.backend.to_str()}"
+        literal = self.backend.encode_special_tokens
+        decides = f"{self.eos_id} {self.prefix} {self.clean_up} {literal}\n{self.backend.to_str()}"
         return hashlib.sha256(decides.encode()).hexdigest()
 
     @property
@@ -99,6 +101,8 @@ class Tokenizer:
             "eos_token": self.backend.id_to_token(self.eos_id),
             "clean_up_tokenization_spaces": self.clean_up,
         }
+        if self.backend.encode_special_tokens:  # tokenizer.json has no place for it
+            config["split_special_tokens"] = True
         if len(self.prefix) == 1:
             config["bos_token"] = self.backend.id_to_token(self.prefix[0])
         replace_text(
@@ -134,8 +138,10 @@ def read_tokenizer(content: bytes, config: bytes, *, eos_id: int) -> Tokenizer:
     Raises: ValueError that names the file.
     """
     given = parse_object(config, TOKENIZER_CONFIG)
+    backend = parse_backend(content, TOKENIZER)
+    backend.encode_special_tokens = given.get("split_special_tokens") is True
     return Tokenizer(
-        backend=parse_backend(content, TOKENIZER),
+        backend=backend,
         eos_id=eos_id,
         clean_up=given.get("clean_up_tokenization_spaces") is True,
     )

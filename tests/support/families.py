@@ -75,6 +75,12 @@ def llama3() -> tuple[Tokenizer, dict[str, object]]:
     return tokenizer, {**names, "clean_up_tokenization_spaces": True}  # which BPE ignores
 
 
+def literal() -> tuple[Tokenizer, dict[str, object]]:
+    """Special tokens that are spelled out in a text are plain text."""
+    tokenizer, names = llama3()
+    return tokenizer, {**names, "split_special_tokens": True}
+
+
 def _sentencepiece() -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=420, special_tokens=["<unk>", "<s>", "</s>", *BYTES], show_progress=False
@@ -171,7 +177,7 @@ def words() -> tuple[Tokenizer, dict[str, object]]:
 
 
 FAMILIES: dict[str, Callable[[], tuple[Tokenizer, dict[str, object]]]] = {
-    make.__name__: make for make in (gpt2, llama3, llama2, mistral, gemma, bert, t5, words)
+    make.__name__: make for make in (gpt2, llama3, literal, llama2, mistral, gemma, bert, t5, words)
 }
 
 

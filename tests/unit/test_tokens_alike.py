@@ -18,10 +18,17 @@ from picotron_core.data.token_cache import prepare
 # What the post-processor of each adds.
 BEFORE = {
     **{"gpt2": [], "llama3": ["<|begin|>"], "llama2": ["<s>"], "mistral": ["<s>"]},
-    **{"gemma": ["<s>", "<unk>"], "bert": ["[CLS]"], "t5": [], "words": []},
+    **{
+        "literal": ["<|begin|>"],
+        "gemma": ["<s>", "<unk>"],
+        "bert": ["[CLS]"],
+        "t5": [],
+        "words": [],
+    },
 }
 AFTER = {"mistral": 1, "bert": 1, "t5": 1}
 PROMPTS = ("the quick", " lead", "two  spaces ", "The Fox don't , jump .", "caf\u00e9 \u732b", "")
+PROMPTS += ("one<|end|>two</s> [SEP]three",)
 
 
 @pytest.fixture(scope="module", params=families.FAMILIES)
