@@ -16,17 +16,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from picotron_core.cli import INTERRUPTED
 from picotron_core.cli.model import draft_of, replicas_of
-from picotron_core.cli.stop import REQUEUE
-from picotron_core.errors import RunError, reason
+from picotron_core.cli.stop import INTERRUPTED, REQUEUE, SIGNALS, Stopped
+from picotron_core.errors import ConfigError, RunError, reason
 from picotron_core.parallel import network
-from picotron_core.parallel.folder_store import FolderStore
+from picotron_core.parallel.folder_store import read_value, write_value
 from picotron_core.parallel.lifeline import Starter, starter
 from picotron_core.parallel.watchdog import START_UP
 from picotron_core.parallel.world import make_ready
 from picotron_core.schema import Config
 
+LEAST_MOST, RANKS_PER_CORE = 64, 4  # --nproc: more would not get through their start
 LOOK_S = 0.05
 SAVE_S = 600.0  # what a save may take, once the ranks were asked to stop, before they are killed
 # Before the first step there is nothing to save, and a tokenizer that is being trained does not
@@ -35,7 +35,6 @@ PREPARING_S = {signal.SIGINT: 1.0}
 PREPARING_OTHERWISE_S = 4.0
 AGAIN_S = 5.0  # after the second Ctrl-C, which asks to quit without saving
 LEAVE_S = 30.0  # what the others may take once a rank has failed
-SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1")
 ASKED_TO_STOP = (REQUEUE, INTERRUPTED)
 log = logging.getLogger("picotron")
 
@@ -48,10 +47,17 @@ def launch(nproc: int, arguments: Sequence[str], config: Config) -> int:
             by every rank.
 
     Returns: the exit code of the rank that failed first, that of all that were asked to stop, or 0.
-    Raises: RunError where a signal ended a rank, which could not say it itself; ConfigError under
-        torchrun, which starts ranks of its own, and for that layout.
+    Raises: RunError where a signal ended a rank, and Stopped where ranks were killed that were
+        asked to stop, for they could not say it themselves; ConfigError under torchrun, which
+        starts ranks of its own, and for that layout.
     """
     make_ready(nproc)
+    cores = os.cpu_count() or 1
+    if nproc > (most := max(LEAST_MOST, RANKS_PER_CORE * cores)):
+        raise ConfigError(
+            f"--nproc {nproc}: at most {most} ranks on this machine of {cores} cores. One for each "
+            "GPU, or a few on a CPU, is usual; torchrun starts more, on several machines."
+        )
     replicas_of(config, draft_of(config), nproc)
     for sentence in network.ignored_interfaces(os.environ):
         log.warning("%s", sentence)
@@ -59,6 +65,8 @@ def launch(nproc: int, arguments: Sequence[str], config: Config) -> int:
         ranks = Ranks(start.folder.path)
         try:
             for rank in range(nproc):
+                if signals:
+                    break
                 ranks.add(_start(rank, nproc, arguments, start))
             return _wait_for(ranks, signals)
         finally:
@@ -82,7 +90,7 @@ class Ranks:
         self.processes.append(process)
         # By this, others find a rank that is stopped before it has joined: see `Seen.wake`.
         heart = json.dumps([0, "", platform.node(), process.pid])
-        FolderStore(self.folder, rank).set(f"alive/{rank}", heart)
+        write_value(self.folder, f"alive/{rank}", heart)
 
     def are_running(self) -> bool:
         before = {rank for rank, _ in self.ended}
@@ -96,16 +104,21 @@ class Ranks:
         return len(self.ended) < len(self.processes)
 
     def send(self, number: int) -> None:
-        for process in self.processes:
+        """Pass a signal on; a rank that is still importing has nothing to end in order."""
+        for process, place in zip(self.processes, self._places(), strict=True):
             with suppress(ProcessLookupError):
-                process.send_signal(number)
+                process.send_signal(number if place else signal.SIGKILL)
 
     def have_begun(self) -> bool:
         """Whether a rank has come to its first step."""
-        where = FolderStore(self.folder, 0)
-        keys = [f"alive/{rank}" for rank in range(len(self.processes))]
-        places = [json.loads(where.get(key))[1] for key in keys if where.check([key])]
-        return any(place and not place.startswith(f"in {START_UP},") for place in places)
+        return any(place and not place.startswith(f"in {START_UP},") for place in self._places())
+
+    def _places(self) -> list[str]:
+        """Where each rank is, as others see it; "" of one that has not joined."""
+        hearts: list[bytes | None] = [None] * len(self.processes)
+        with suppress(OSError):
+            hearts = [read_value(self.folder, f"alive/{n}") for n in range(len(self.processes))]
+        return [json.loads(heart)[1] if heart else "" for heart in hearts]
 
     def kill(self) -> None:
         for process in self.processes:
@@ -150,9 +163,9 @@ def _signals_noted() -> Iterator[list[int]]:
         noted.append(number)
 
     former = {}
-    for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
+    for number in (*SIGNALS, signal.SIGQUIT):
         ignored = signal.getsignal(number) == signal.SIG_IGN
-        if not (ignored and number != signal.SIGINT):
+        if not ignored or number == signal.SIGINT:
             former[number] = signal.signal(number, note)
     try:
         yield noted
@@ -164,13 +177,15 @@ def _signals_noted() -> Iterator[list[int]]:
 def _wait_for(ranks: Ranks, signals: list[int]) -> int:
     asked: list[int] = []
     failed_at = terminated_at = asked_at = 0.0
-    while ranks.are_running():
+    while True:
         now = time.monotonic()
         while signals:
             number = signals.pop(0)
             ranks.send(number)
             asked.append(number)
             asked_at = now
+        if not ranks.are_running():
+            return _outcome(ranks.ended, asked)
         code = next((code for _, code in ranks.ended if code), 0)
         failed_at = failed_at or (now if code else 0.0)
         if asked:
@@ -185,7 +200,6 @@ def _wait_for(ranks: Ranks, signals: list[int]) -> int:
         if over:
             ranks.kill()
         time.sleep(LOOK_S)
-    return _outcome(ranks.ended, asked)
 
 
 def _patience(asked: Sequence[int], ranks: Ranks) -> float:
@@ -209,13 +223,12 @@ def _outcome(ended: Sequence[tuple[int, int]], asked: Sequence[int]) -> int:
         return max(failed)
     if codes == {0}:  # they were done
         return 0
-    if asked[0] == signal.SIGINT:
-        return INTERRUPTED
-    # Ranks that the signal, or we, killed: before they could listen, or in a save that took too
-    # long. What was saved before is resumed from.
-    told = {code for code in codes if code > 0}
-    again = asked[0] in (signal.SIGTERM, getattr(signal, "SIGUSR1", None))
-    return REQUEUE if told or again else 128 + asked[0]
+    if asked[0] == signal.SIGQUIT:
+        return 128 + signal.SIGQUIT
+    stopped = Stopped(asked[0])
+    if all(code < 0 for code in codes):  # no rank could say it
+        raise stopped
+    return stopped.exit_code
 
 
 def _name_of(number: int) -> str:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import time
 import zlib
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
 
 from picotron_core.files import open_regular, open_update
 
@@ -21,34 +20,59 @@ TRIES = 20
 PAUSE_S = 0.5
 
 
+def write_value(folder: Path, key: str, value: str) -> None:
+    """Raises: OSError."""
+    data = value.encode()
+    record = b"%08x%08x" % (len(data), zlib.crc32(data)) + data
+    with open_update(_path(folder, key), mode=0o600) as file:
+        file.write(record.ljust(ROOM))
+
+
+def read_value(folder: Path, key: str) -> bytes | None:
+    """A value; None where there is none. One that is just being written is read again.
+
+    Raises: OSError, also where the folder is gone.
+    """
+    for _ in range(TRIES):
+        try:
+            with open_regular(_path(folder, key)) as file:
+                record = file.readall()
+        except FileNotFoundError:
+            folder.stat()
+            return None
+        with suppress(ValueError):
+            size, crc = int(record[:8], 16), int(record[8:16], 16)
+            data = record[16 : 16 + size]
+            if len(data) == size and zlib.crc32(data) == crc:
+                return data
+        time.sleep(0.001)
+    return None
+
+
 class FolderStore:
-    """Has the methods of `torch.distributed.Store` that `Watchdog` calls.
+    """Has the methods of `torch.distributed.Store` that `Watchdog` calls. They raise torch's
+    DistError in place of OSError, as a store does that has lost its connection.
 
     rank: of the caller; no two callers write the same file.
-
-    Raises: torch's DistError in place of OSError, as a store does that has lost its connection.
     """
 
     def __init__(self, folder: Path, rank: int) -> None:
         self._folder, self._rank = folder, rank
 
     def set(self, key: str, value: str) -> None:
-        data = value.encode()
-        record = b"%08x%08x" % (len(data), zlib.crc32(data)) + data
-        try:
-            with open_update(self._path(key), mode=0o600) as file:
-                file.write(record.ljust(ROOM))
-        except OSError as error:
-            _lost(error)
+        with _as_lost():
+            write_value(self._folder, key, value)
 
     def check(self, keys: Sequence[str]) -> bool:
-        return all(self._read(key) is not None for key in keys)
+        with _as_lost():
+            return all(read_value(self._folder, key) is not None for key in keys)
 
     def get(self, key: str) -> bytes:
-        value = self._read(key)
-        if value is None:
-            _lost(FileNotFoundError(2, "no such key", key))
-        return value
+        with _as_lost():
+            value = read_value(self._folder, key)
+            if value is None:
+                raise FileNotFoundError(2, "No such key", key)
+            return value
 
     def multi_get(self, keys: Sequence[str]) -> list[bytes]:
         return [self.get(key) for key in keys]
@@ -60,48 +84,28 @@ class FolderStore:
             return self.get(key)
         mine = f"{key}-{self._rank}"
         self.set(mine, desired)
-        try:
-            with suppress(FileExistsError):
-                os.link(self._path(mine), self._path(key))
-        except OSError as error:
-            _lost(error)
+        with _as_lost(), suppress(FileExistsError):
+            os.link(_path(self._folder, mine), _path(self._folder, key))
         return self.get(key)
 
     def clone(self) -> FolderStore:
         """The same, once the folder can be written to again."""
-        from torch.distributed import DistError
-
         while True:
             time.sleep(PAUSE_S)
-            with suppress(DistError):
-                self.set(f"probe-{self._rank}", "")
+            with suppress(OSError):
+                write_value(self._folder, f"probe-{self._rank}", "")
                 return self
 
-    def _path(self, key: str) -> Path:
-        return self._folder / key.replace("/", "-")
 
-    def _read(self, key: str) -> bytes | None:
-        """A value; None where there is none. One that is just being written is read again."""
-        for _ in range(TRIES):
-            try:
-                with open_regular(self._path(key)) as file:
-                    record = file.readall()
-            except FileNotFoundError:
-                if self._folder.is_dir():
-                    return None
-                _lost(FileNotFoundError(2, "was removed", str(self._folder)))
-            except OSError as error:
-                _lost(error)
-            with suppress(ValueError):
-                size, crc = int(record[:8], 16), int(record[8:16], 16)
-                data = record[16 : 16 + size]
-                if len(data) == size and zlib.crc32(data) == crc:
-                    return data
-            time.sleep(0.001)
-        return None
+def _path(folder: Path, key: str) -> Path:
+    return folder / key.replace("/", "-")
 
 
-def _lost(error: OSError) -> NoReturn:
+@contextmanager
+def _as_lost() -> Iterator[None]:
     from torch.distributed import DistError
 
-    raise DistError(f"{error.filename}: {error.strerror}") from error
+    try:
+        yield
+    except OSError as error:
+        raise DistError(f"{error.filename}: {error.strerror}") from error

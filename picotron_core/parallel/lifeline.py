@@ -8,6 +8,7 @@ starter ends, kill -9 included, the pipe is then closed. The child notices, stop
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import select
 import signal
@@ -19,11 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
 
+from picotron_core.parallel.folder_store import read_value
 from picotron_core.parallel.private_folder import PrivateFolder, is_private, private_folder
+from picotron_core.parallel.seen import Seen
 
 # In a child's environment: descriptor of the pipe, descriptor of the folder's lock, folder.
 VARIABLE = "LAUNCHER_LIFELINE"
 LOOK_S = 0.2
+PR_SET_PDEATHSIG = 1
 WITHOUT_LIMIT_S = 600.0  # what a child may take to end where it has not said
 
 
@@ -58,13 +62,17 @@ def starter() -> Iterator[Starter]:
 
 @dataclass(slots=True)
 class Lifeline:
-    """A child's side. `patience_s`: how long it may take to end once its starter is gone."""
+    """A child's side.
+
+    patience_s: how long it may take to end once its starter is gone.
+    quiet: another child says that the starter is gone.
+    """
 
     folder: PrivateFolder
     pipe: int
     patience_s: float = WITHOUT_LIMIT_S
-    quiet: bool = False  # another process says it
-    cut: bool = False  # the starter is gone
+    quiet: bool = False
+    cut: bool = False
     _ended: Event = field(default_factory=Event)
 
     def is_cut(self) -> bool:
@@ -76,6 +84,7 @@ class Lifeline:
 
     def watch(self) -> None:
         """Called once, by the main thread."""
+        _be_continued_at_its_death()
         atexit.register(self.leave)
         Thread(target=self._watch, daemon=True).start()
 
@@ -91,7 +100,15 @@ class Lifeline:
                 self._stop()
                 return
 
+    def _continue_others(self) -> None:
+        """Ranks that are stopped (SIGSTOP) notice nothing until they are continued."""
+        with suppress(OSError):
+            for path in self.folder.path.glob("alive-*"):
+                if heart := read_value(self.folder.path, path.name):
+                    Seen.of(heart, silent=True).wake()
+
     def _stop(self) -> None:
+        self._continue_others()
         if not self.quiet:
             words = "The process that started this one is gone: stopping as for SIGTERM.\n"
             with suppress(OSError):
@@ -103,6 +120,13 @@ class Lifeline:
                 if self._ended.wait(LOOK_S):
                     return
         end_now(1)
+
+
+def _be_continued_at_its_death() -> None:
+    """On Linux the kernel itself continues this process, if it is stopped when its parent dies."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
 
 
 _attached: list[Lifeline] = []
