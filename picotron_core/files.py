@@ -91,7 +91,12 @@ def create(path: Path, *, mode: int = 0o666) -> FileIO:
 
     Raises: FileExistsError where the name is taken, also by a link; OSError.
     """
-    return FileIO(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, mode), "wb")
+    return FileIO(create_descriptor(path, mode=mode), "wb")
+
+
+def create_descriptor(path: Path, *, mode: int = 0o666) -> int:
+    """As `create`; returns the descriptor, which the caller closes."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, mode)
 
 
 def open_append(path: Path, *, mode: int = 0o666) -> FileIO:
@@ -176,14 +181,30 @@ def copy_file(source: Path, target: Path) -> None:
             write_all(written, block)
 
 
-def make_folder(path: Path, *, mode: int = 0o777) -> None:
-    """Make a folder and its parents, if it does not exist.
+def new_folder(path: Path, *, mode: int = 0o777) -> None:
+    """Make a folder, and its parents where they do not exist.
+
+    Raises: FileExistsError where the name is taken, also by a link; OSError.
+    """
+    path.mkdir(mode=mode, parents=True)
+
+
+def make_folder(path: Path, *, mode: int = 0o777, parents: bool = True) -> None:
+    """Make a folder, and its parents unless told otherwise, if it does not exist.
 
     Raises: OSError where the name is a link or a file.
     """
-    path.mkdir(mode=mode, parents=True, exist_ok=True)
+    path.mkdir(mode=mode, parents=parents, exist_ok=True)
     if path.is_symlink():
         raise OSError(errno.ELOOP, IS_LINK, str(path))
+
+
+def make_link(path: Path, target: Path) -> None:
+    """Make a symbolic link to a target.
+
+    Raises: FileExistsError where the name is taken; OSError.
+    """
+    path.symlink_to(target)
 
 
 def rename(path: Path, new: Path) -> None:
@@ -200,6 +221,14 @@ def remove_file(path: Path) -> None:
     Raises: OSError.
     """
     path.unlink(missing_ok=True)
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a folder that has nothing in it.
+
+    Raises: OSError.
+    """
+    folder.rmdir()
 
 
 def remove_tree(path: Path) -> None:

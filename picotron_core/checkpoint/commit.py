@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from os.path import lexists
 from pathlib import Path
 
 from picotron_core.checkpoint import manifest as manifests
@@ -64,12 +65,12 @@ def commit(disk: Disk, temporary: Path, final: Path, manifest: Manifest) -> None
         disk.close(descriptor)
     disk.fsync_folder(temporary)
     replaced = _replaced_by(temporary)
-    if final.exists():  # of a run that went on from an earlier one, which is still there
+    if lexists(final):  # of a run that went on from an earlier one, which is still there
         disk.rename(final, replaced)
     try:
         disk.rename(temporary, final)
     except OSError:
-        if replaced.exists():
+        if lexists(replaced):
             disk.rename(replaced, final)
         raise
     for folder in (final.parent, final.parent.parent):  # the first save made the one in the other

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
+from os.path import lexists
 from pathlib import Path
 
-from picotron_core.files import fsync
+from picotron_core import files
 
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
 log = logging.getLogger("picotron")
 
 
@@ -18,13 +17,13 @@ class Disk:
 
     def make_folder(self, path: Path) -> None:
         """Of several ranks that need it, the first makes it. Its parent must be there: a run's
-        folder that was deleted meanwhile must not be made again, half empty.
+        folder that was deleted meanwhile must not be made again, half empty. It may be no link.
         """
-        path.mkdir(exist_ok=True)
+        files.make_folder(path, parents=False)
 
     def create(self, path: Path) -> int:
         """A descriptor of a new file."""
-        return os.open(path, _NEW, 0o644)
+        return files.create_descriptor(path)
 
     def write(self, descriptor: int, data: memoryview) -> int:
         """Append; returns how many bytes were taken."""
@@ -41,17 +40,17 @@ class Disk:
 
     def fsync_folder(self, path: Path) -> None:
         """Until the disk has the folder's entries."""
-        fsync(path)
+        files.fsync(path)
 
     def rename(self, path: Path, new: Path) -> None:
-        path.rename(new)
+        files.rename(path, new)
 
     def remove(self, folder: Path) -> None:
-        """A folder with all that is in it; nothing where it is gone already. What stays is named:
-        it takes room, but is no checkpoint.
+        """A folder with all that is in it, or a link, but not its target; nothing where it is gone
+        already. What stays is named: it takes room, but is no checkpoint.
         """
-        shutil.rmtree(folder, ignore_errors=True)
-        if folder.exists():
+        files.remove_tree(folder)
+        if lexists(folder):
             log.warning("%s could not be removed, and takes room", folder)
 
 

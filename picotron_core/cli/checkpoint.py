@@ -13,6 +13,7 @@ from picotron_core.checkpoint.disk import Disk
 from picotron_core.checkpoint.load import Checkpoint, find_checkpoint, open_checkpoint
 from picotron_core.checkpoint.manifest import Manifest, read_manifest
 from picotron_core.cli.terminal import open_console
+from picotron_core.engine.run_directory import RunDirectory, refuse_links
 from picotron_core.errors import ConfigError, DamagedFileError
 
 WIDTH = 160  # columns in a pipe
@@ -30,6 +31,7 @@ def run_checkpoint(action: str, run: Path, *, keep: int) -> int:
     if action == "prune":
         if given:
             raise ConfigError(f"prune takes a run's folder, not one of its checkpoints: {run}.")
+        refuse_links(RunDirectory(run))
         return _prune(run / "checkpoints", folders, keep)
     return _list(folders, every_byte=action == "verify")
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
+from os.path import lexists
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from picotron_core.config import load_settings
 from picotron_core.data.tokenizer import open_tokenizer
 from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.errors import ConfigError, RunError
+from picotron_core.files import copy_file, new_folder, remove_tree, rename, replace_text
 from picotron_core.parallel.piece import whole
 
 WEIGHTS = "model.safetensors"
@@ -33,16 +34,16 @@ def run_export(path: Path, folder: Path, *, dtype: str, shard_mb: float) -> int:
     Raises: ConfigError where the folder is there already; RunError where it cannot be written.
     """
     run, checkpoint = open_run(path)
-    if folder.exists():
+    if lexists(folder):
         raise ConfigError(f"{folder} exists already: give a new folder.")
     temporary = folder.with_name(f".{folder.name}.writing")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        remove_tree(temporary)
+        new_folder(temporary)
         _write(run, checkpoint, temporary, getattr(torch, dtype), shard_mb * 1e6)
-        temporary.rename(folder)
+        rename(temporary, folder)
     except (OSError, SafetensorError) as error:  # the latter hides that the disk is full
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_tree(temporary)
         raise RunError(f"Cannot write {folder}: {error}.") from None
     print(f"{checkpoint.folder} as {folder}:\n")
     print(f"  AutoModelForCausalLM.from_pretrained({str(folder)!r})")
@@ -58,9 +59,9 @@ def _write(
     if not config.model.path:  # our own tokenizer has no token that begins a text
         architecture = replace(architecture, bos_token_id=None, eos_token_id=tokenizer.eos_id)
     described = {**architecture.to_transformers(), "dtype": str(dtype).removeprefix("torch.")}
-    (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    replace_text(folder / "config.json", json.dumps(described, indent=2) + "\n")
     for file in sorted(run.tokenizer.iterdir()):
-        shutil.copy(file, folder / file.name)
+        copy_file(file, folder / file.name)
     parts = list(_parts(checkpoint, shard / dtype.itemsize))
     where: dict[str, str] = {}
     for number, names in enumerate(parts, 1):
@@ -77,7 +78,7 @@ def _write(
     if len(parts) > 1:
         size = sum(prod(shape) for shape in checkpoint.manifest.parameters.values())
         index = {"metadata": {"total_size": dtype.itemsize * size}, "weight_map": where}
-        (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        replace_text(folder / f"{WEIGHTS}.index.json", json.dumps(index, indent=2) + "\n")
 
 
 def _in(dtype: torch.dtype, name: str, tensor: Tensor) -> Tensor:

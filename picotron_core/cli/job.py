@@ -147,6 +147,7 @@ def prepare_job(
     started: Comm | None = None
     try:
         run = resume[0] if resume else _new_run(config, world, made)
+        run_directory.refuse_links(run)
         if held is not None:
             _lock(run, config, world, held)
         if resume is None and config.run.resume:  # after the lock: who had it may just have saved

@@ -31,6 +31,7 @@ from picotron_core.errors import DataError
 from picotron_core.files import (
     ForeignOwnerError,
     make_folder,
+    new_folder,
     open_lock,
     open_regular,
     refuse_owner,
@@ -128,7 +129,7 @@ def only_builder(folder: Path, key: str, on_wait: Callable[[], None]) -> Iterato
         yield True
 
 
-def new_folder(entry: Path) -> Path:
+def start_entry(entry: Path) -> Path:
     """Make the folder in which an entry is built, and mark it as Picotron's.
 
     Others can read what the umask lets them, but never write: their files could not be told from
@@ -136,7 +137,7 @@ def new_folder(entry: Path) -> Path:
     """
     making = entry.with_name(f".picotron-{entry.name}-{secrets.token_hex(8)}")
     assert UNFINISHED.fullmatch(making.name)
-    making.mkdir(mode=0o755)
+    new_folder(making, mode=0o755)
     try:
         replace_bytes(making / MARKER, MARK)
     except OSError:
@@ -165,7 +166,7 @@ def remove(making: Path) -> None:
 def sweep(folder: Path, key: str) -> None:
     """Remove what killed builders left in `folder`: of this key, whose lock is held, and of others.
 
-    Only folders that `new_folder` made for this user are touched.
+    Only folders that `start_entry` made for this user are touched.
     """
     with scandir(folder) as entries:
         names = [entry.name for entry in entries]

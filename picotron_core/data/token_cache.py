@@ -19,10 +19,10 @@ from pathlib import Path
 
 from picotron_core.data.cache_folder import (
     entry_of,
-    new_folder,
     only_builder,
     protect,
     remove,
+    start_entry,
     sweep,
 )
 from picotron_core.data.corpus import Corpus
@@ -130,7 +130,7 @@ def _build(
     folder: Path,
     report: Progress,
 ) -> None:
-    making = new_folder(folder)
+    making = start_entry(folder)
     try:
         skipped: Counter[str] = Counter()
         split = plan_split(

@@ -16,8 +16,9 @@ from typing import Any
 
 import tomli_w
 
+from picotron_core import files
 from picotron_core.errors import ConfigError, RunError
-from picotron_core.files import fsync, replace_text
+from picotron_core.files import fsync, new_folder, replace_text
 from picotron_core.hardware import Device
 from picotron_core.registry import Selection
 from picotron_core.schema import Config
@@ -81,9 +82,11 @@ def create(parent: Path, name: str, *, again: bool = False) -> RunDirectory:
     while True:
         path = parent / (name if number == 1 else f"{name}-{number}")
         try:
-            path.mkdir(parents=True, exist_ok=again)
+            new_folder(path)
             return RunDirectory(path)
         except FileExistsError:
+            if again and path.is_dir():
+                return RunDirectory(path)
             if not parent.is_dir():
                 raise RunError(
                     f"run.dir = {str(parent)!r} is not a folder. Give another."
@@ -94,6 +97,21 @@ def create(parent: Path, name: str, *, again: bool = False) -> RunDirectory:
                 f"Cannot make the run directory {path}: {error.strerror}. "
                 "Give a folder that you can write to with --run.dir."
             ) from None
+
+
+def refuse_links(run: RunDirectory) -> None:
+    """Check that no folder in a run's folder is a link: what is written and removed there would be
+    elsewhere. A run's folder may have come from somebody else.
+
+    Raises: ConfigError that names the first link.
+    """
+    try:
+        files.refuse_links(run.path, "checkpoints", "tokenizer", "trace", "model")
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename} {error.strerror}. Put the folder itself in its place, or move the "
+            "whole run and link to that."
+        ) from None
 
 
 def describe(

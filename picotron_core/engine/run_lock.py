@@ -20,6 +20,7 @@ from pathlib import Path
 
 from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.errors import ConfigError, RunError
+from picotron_core.files import open_update, remove_empty, remove_file
 
 # A file system says by these that it has no locks: Lustre without `-o flock`, NFS without lockd.
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -54,9 +55,9 @@ def remove_unused(run: RunDirectory) -> None:
     """
     with suppress(OSError):  # not empty: something worth keeping was written
         if run.lock in _held and [*run.path.iterdir()] == [run.lock]:
-            run.lock.unlink()
+            remove_file(run.lock)
             _held.pop(run.lock).close()  # or NFS would keep it, and so the folder
-        run.path.rmdir()
+        remove_empty(run.path)
 
 
 def _locked(run: RunDirectory, patience_s: float) -> FileIO:
@@ -64,7 +65,7 @@ def _locked(run: RunDirectory, patience_s: float) -> FileIO:
     end, told = time.monotonic() + patience_s, False
     while True:
         try:
-            file = _open(run.lock)
+            file = open_update(run.lock)
         except OSError as error:
             raise _not_written(run, error) from None
         try:
@@ -101,12 +102,6 @@ def _locked(run: RunDirectory, patience_s: float) -> FileIO:
         file.close()  # removed since it was opened, by a start that failed: nobody else sees it
 
 
-def _open(path: Path) -> FileIO:
-    """No link is followed: it is written to, and a run's folder may come from elsewhere."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    return FileIO(os.open(path, flags, 0o666), "r+")
-
-
 def _is_at(path: Path, file: FileIO) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
@@ -130,8 +125,8 @@ def _told_by(file: FileIO) -> str:
 
 def _not_written(run: RunDirectory, error: OSError) -> RunError:
     return RunError(
-        f"Cannot lock {run.lock}: {error.strerror}. Free space, or make it a file that you can "
-        "write to, then start again."
+        f"Cannot lock {run.lock}: {error.strerror}. Free space or make it a file that you can "
+        "write to, or copy the run's folder and go on with the copy."
     )
 
 

@@ -16,7 +16,7 @@ import torch
 
 from picotron_core.engine.chrome import document, entries_of
 from picotron_core.engine.traced_ops import trace_layers, traced_ops
-from picotron_core.files import replace_text
+from picotron_core.files import make_folder, remove_file, replace_text
 from picotron_core.model.llama import Llama
 from picotron_core.ops import Ops
 from picotron_core.parallel.clock import Stamp, clock_of
@@ -29,6 +29,7 @@ from picotron_core.schema import Parallel
 log = logging.getLogger("picotron")
 T = TypeVar("T")
 
+WRITTEN = ("rank-*.json", "all.json", "*.png")  # into a run's folder of traces
 WARMUP = 2  # steps before the traced ones, where there are so many: the first ones make buffers
 
 
@@ -88,10 +89,12 @@ class Trace:
         self.timeline.on = self._comm.on = True
 
     def _make_room(self) -> None:
-        """Another run's ranks, when this one goes on from it, may have been more."""
-        for stale in self.folder.glob("*"):
+        """Remove the files of an earlier trace: the run may have had more ranks then."""
+        if self.folder.is_symlink():
+            return  # what it points to is not this run's; writing into it will be refused
+        for stale in (path for name in WRITTEN for path in self.folder.glob(name)):
             try:
-                stale.unlink()
+                remove_file(stale)
             except OSError as error:  # a picture is not worth a run
                 log.warning("%s cannot be removed: %s", stale, error)
 
@@ -114,7 +117,7 @@ class Trace:
         }
         path = self.folder / f"rank-{self.world.rank:04d}.json"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             text = json.dumps(document(entries, self._about | clock), separators=(",", ":"))
             replace_text(path, text)
         except OSError as error:  # a picture is not worth a run

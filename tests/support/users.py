@@ -49,6 +49,7 @@ def run(code: str, *arguments: object) -> list[str]:
     done = subprocess.run(
         [sys.executable, "-c", PRELUDE + code, *map(str, arguments)],
         stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},  # its threads outlive no fork
         text=True,
         timeout=300,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from users import ALICE, BOB, needs_root, open_folder, run
 
-from picotron_core.data.cache_folder import MARK, MARKER, new_folder
+from picotron_core.data.cache_folder import MARK, MARKER, start_entry
 from picotron_core.data.corpus import open_corpus
 from picotron_core.data.token_cache import prepare
 from picotron_core.errors import DamagedFileError, DataError
@@ -113,7 +113,7 @@ def unmarked_folders_of_like_names(folder):
 def a_lock_that_is_held(folder):
     """Not touched: a folder whose key's lock cannot be had, here as its name is a folder."""
     (folder / f".picotron-{OTHER}.lock").mkdir()
-    new_folder(folder / OTHER)
+    start_entry(folder / OTHER)
 
 
 FOREIGN = [
@@ -147,7 +147,7 @@ def test_what_killed_builders_left_is_swept(corpus, tmp_path):
     key = build(corpus, tmp_path).key
     shutil.rmtree(tmp_path / key)
     for name in (key, OTHER):
-        left = new_folder(tmp_path / name)
+        left = start_entry(tmp_path / name)
         (left / "train.bin").write_bytes(b"half")
         (left / "folder").mkdir()
     victim = tmp_path / "victim"

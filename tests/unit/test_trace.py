@@ -264,6 +264,8 @@ def test_few_steps_are_recorded_and_resuming_records_none_unless_asked(
 
 
 def test_what_cannot_be_removed_costs_a_warning_and_not_the_run(tmp_path, caplog):
-    (tmp_path / "of-someone").mkdir()  # no file: unlink refuses
+    (tmp_path / "rank-0001.json").mkdir()  # no file: unlink refuses
+    (tmp_path / "notes.txt").write_text("somebody's")
     Trace(tmp_path, World(), steps=1, device=torch.device("cpu"))._make_room()
-    assert "of-someone cannot be removed" in caplog.text
+    assert "rank-0001.json cannot be removed" in caplog.text
+    assert (tmp_path / "notes.txt").read_text() == "somebody's"

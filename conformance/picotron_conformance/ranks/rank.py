@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-define
 
 from picotron_conformance.check import WrongKernelError
 from picotron_conformance.surroundings import snapshot
+from picotron_core.files import create
 from picotron_core.ops.comm import Comm, Group
 from picotron_core.parallel.network import on_loopback
 from picotron_core.registry.plugins import load_registry
@@ -125,7 +127,7 @@ def main(connection: Connection, place: Place) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the asking process decides when it is over
     torch.set_num_threads(1)
     os.environ.update(on_loopback())  # what the kernel opens is for the ranks of this machine
-    stack = open(f"{place.folder}/stack-{place.rank}", "w")  # noqa: SIM115 - as long as it lives
+    stack = create(Path(place.folder) / f"stack-{place.rank}")  # open as long as the rank lives
     faulthandler.register(WHERE, stack, all_threads=False)
     try:
         started = _started(place)

@@ -25,6 +25,7 @@ from picotron_core.engine.memory import peak
 from picotron_core.engine.peak import hold_no_freed_memory
 from picotron_core.engine.run_directory import selection_record
 from picotron_core.errors import ConfigError, RunError
+from picotron_core.files import replace_text
 from picotron_core.parallel.mesh import data_parallel_degree
 from picotron_core.parallel.private_folder import private_folder
 from picotron_core.parallel.world import World, join
@@ -113,7 +114,7 @@ def compare_dp_zero(settings: Settings, *, steps: int, output: Path | None) -> i
             view.console.print(f"{'[green]yes' if right else '[bold red]NO'}[/]  {text}")
         if output:
             answer = _answer(found, bench, verdicts) | {"backends": backends}
-            output.write_text(json.dumps(answer, indent=2) + "\n", encoding="utf-8")
+            replace_text(output, json.dumps(answer, indent=2) + "\n")
     return 0 if all(right for _, right in verdicts) else RunError.exit_code
 
 

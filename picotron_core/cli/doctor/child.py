@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from picotron_core.files import replace_text
 from picotron_core.parallel.lifeline import Starter, starter
 
 Record = dict[str, Any]
@@ -112,8 +113,8 @@ def _run_one(
 ) -> tuple[list[Record], Death | None]:
     """One child: what it said, and its death if it had not finished."""
     question, answers = start.folder.path / "task.json", start.folder.path / "answers.jsonl"
-    question.write_text(json.dumps(_as_record(task)), encoding="utf-8")
-    answers.write_text("", encoding="utf-8")
+    replace_text(question, json.dumps(_as_record(task)))
+    replace_text(answers, "")
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             [*command, str(question), str(answers)],

@@ -16,6 +16,7 @@ from picotron_core.cli.doctor.child import Record, key_of
 from picotron_core.cli.doctor.facts import device_row, import_torch, torch_facts
 from picotron_core.config import Rule, Settings
 from picotron_core.errors import PicotronError
+from picotron_core.files import open_append, write_all
 from picotron_core.hardware import Device, find, look
 from picotron_core.parallel import lifeline
 from picotron_core.precision import choose_precision
@@ -45,8 +46,8 @@ class Examiner:
         self.answers = answers
 
     def say(self, **record: object) -> None:
-        with self.answers.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        with open_append(self.answers) as file:
+            write_all(file, (json.dumps(record) + "\n").encode())
 
     def trouble(self, error: PicotronError) -> None:
         """Something that keeps these settings from training here."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from picotron_core.cli.slurm.script import Batch, sbatch_lines, script
 from picotron_core.config import Rule, Settings
 from picotron_core.engine import run_directory
 from picotron_core.errors import ConfigError, PicotronError
+from picotron_core.files import make_link, new_folder, remove_empty, remove_tree, replace_text
 
 
 def gpus_and_ranks(settings: Sequence[Settings], gpus: str, ranks: int) -> tuple[str, int]:
@@ -87,9 +87,9 @@ def submit(batch: Batch, configs: Mapping[Path, Settings], *, dry_run: bool) -> 
     except scheduler.NoNumberError:  # it will start, and needs what is here
         raise
     except PicotronError:  # nothing was submitted: leave nothing behind
-        shutil.rmtree(job.path, ignore_errors=True)
+        remove_tree(job.path)
         for run in runs:
-            run.rmdir()
+            remove_empty(run)
         raise
     print(_told(batch, job, job_id, runs))
     return 0
@@ -106,14 +106,14 @@ def _write(
     names while the job waits.
     """
     for folder in (job.path, job.logs, job.config(0).parent, job.run(0).parent):
-        folder.mkdir(parents=True)
+        new_folder(folder)
     for task, (path, settings) in enumerate(configs.items()):
         wanted = settings.config.run
         parent = batch.directory / Path(wanted.dir).expanduser()
         runs.append(run_directory.create(parent, wanted.name or path.stem).path)
-        job.config(task).write_text(frozen(settings, runs[-1]), encoding="utf-8")
-        job.run(task).symlink_to(runs[-1])
-    job.script.write_text(script(batch), encoding="utf-8")
+        replace_text(job.config(task), frozen(settings, runs[-1]))
+        make_link(job.run(task), runs[-1])
+    replace_text(job.script, script(batch))
     names = [str(path) for path in configs]
     job.write(Record(words=words, max_running=batch.max_running, configs=names))
 

@@ -16,6 +16,8 @@ from picotron_core.cli.trace.count import Talk, computing_ms, talks, waiting_ms
 from picotron_core.cli.trace.recording import Recording, read_recordings
 from picotron_core.cli.trace.ring import draw_ring
 from picotron_core.cli.trace.schedule import draw_schedule, title_of
+from picotron_core.engine import run_directory
+from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.files import replace_text
 
 PIPE_WIDTH = 160  # columns where no terminal says how many there are
@@ -24,6 +26,7 @@ BY_RANK = 8  # so many ranks have a column each
 
 def show_trace(run: Path) -> int:
     """Print what was counted, and leave trace/all.json and the pictures behind."""
+    run_directory.refuse_links(RunDirectory(run))
     recordings = read_recordings(run)
     console = open_console(width=PIPE_WIDTH)
     folder = run / "trace"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+from picotron_core.files import replace_bytes
 
 GREY, GREEN = "#bdbdbd", "#74c476"
 FORWARD, BACKWARD = ("#6baed6", "#9ecae1", "#c6dbef"), ("#fd8d3c", "#fdae6b", "#fdd0a2")  # by chunk
@@ -58,6 +61,6 @@ class Picture:
         )
 
     def save(self, path: Path) -> None:
-        temporary = path.with_name(f".{path.name}.writing")
-        self.figure.savefig(temporary, format="png")
-        temporary.replace(path)
+        drawn = BytesIO()
+        self.figure.savefig(drawn, format="png")
+        replace_bytes(path, drawn.getvalue())
