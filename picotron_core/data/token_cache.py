@@ -211,16 +211,16 @@ def _write_tokens(
     """Write both token files; returns the bytes of text in each."""
     text_bytes: dict[Part, int] = {"train": 0, "validation": 0}
     vocab_size, bos, eos = tokenizer.vocab_size, tokenizer.prefix, [tokenizer.eos_id]
-    first = True  # whether the piece begins its document
+    begins = dict.fromkeys(FILES, True)  # whether the next piece of a side begins a document
     with ExitStack() as stack:
         files = {part: stack.enter_context(create(making / name)) for part, name in FILES.items()}
         for batch in batches(_text(corpus, split)):
             texts = [text for _, text, _ in batch]
             encoded = interruptible(partial(tokenizer.encode_batch, texts))
             for (part, text, last), ids in zip(batch, encoded, strict=True):
-                ids = (bos if first else []) + ids + (eos if last else [])
+                ids = (bos if begins[part] else []) + ids + (eos if last else [])
                 write_all(files[part], fit_tokens(ids, vocab_size).data)
-                first = last
+                begins[part] = last
                 text_bytes[part] += len(text.encode())
             report("tokenising", sum(text_bytes.values()), split.total_bytes)
     if not all(text_bytes.values()):

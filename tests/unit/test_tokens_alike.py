@@ -9,6 +9,7 @@ import families
 import pytest
 from transformers import AutoTokenizer
 
+from picotron_core.data import pieces
 from picotron_core.data.corpus import open_corpus
 from picotron_core.data.detokenizer import Detokenizer
 from picotron_core.data.loader import validation_batches
@@ -88,6 +89,34 @@ def test_each_document_of_the_training_data_begins_and_ends_once(family, tmp_pat
     assert batch.doc_ids[0].tolist() == [first[:i].count(end) for i in range(len(first))]
     assert batch.doc_ids.max() > 0
     assert theirs.convert_ids_to_tokens(first)[: len(BEFORE[name])] == BEFORE[name]
+
+
+@pytest.mark.parametrize("val_fraction", [0.1, 0.5])
+@pytest.mark.parametrize("documents", [1, 9])
+def test_a_document_of_many_pieces_begins_and_ends_once(
+    tmp_path, monkeypatch, documents, val_fraction
+):
+    """A single one is cut in two: one on each side."""
+    monkeypatch.setattr(pieces, "PIECE_CHARS", 50)
+    theirs = families.save_tokenizer("llama2", tmp_path)
+    texts = [" ".join(families.text_of(number, 20)) for number in range(documents)]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (tmp_path / "text.jsonl").write_text(lines)
+    tokens = prepare(
+        open_corpus([str(tmp_path / "text.jsonl")]),
+        tokenizer=str(tmp_path),
+        vocab_size=300,
+        val_fraction=val_fraction,
+        cache_dir=tmp_path / "cache",
+    )
+    lengths = []
+    for side in (tokens.train.tolist(), tokens.validation.tolist()):
+        begins = [i for i, token in enumerate(side) if token == theirs.bos_token_id]
+        ends = [i for i, token in enumerate(side) if token == theirs.eos_token_id]
+        assert begins == [0, *(end + 1 for end in ends[:-1])]
+        assert ends[-1] == len(side) - 1
+        lengths += [end - begin for begin, end in zip(begins, ends, strict=True)]
+    assert max(lengths) > 50  # of several pieces
 
 
 def test_text_is_that_of_all_tokens_and_nothing_shown_is_taken_back(family):
