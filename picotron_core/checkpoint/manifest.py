@@ -26,6 +26,13 @@ Name = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,200}(/[A-Za-z0-9_.-]{1,200})?\z")
 ]
 Said = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.+ -]{0,100}\z")]
+RunFile = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^(tokenizer|model)(/[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}){1,2}\z", max_length=200
+    ),
+]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}\z")]
 Dims = Annotated[list[Size], Field(max_length=8)]
 
 
@@ -77,6 +84,10 @@ class Facts(Strict):
     data: the key of the token cache. global_batch: samples a step. seq_len: tokens a
     sample. config: as in config.toml.
     torch, device: its version and where it computed; "" where nobody said.
+    dtype: the compute dtype; "" in checkpoints of earlier versions.
+    ends: the ids that end a generated text.
+    files: the files in the run's folder that describe its model, each with its SHA-256; empty in
+    checkpoints of earlier versions. See `engine/model_record.py`.
     """
 
     data: Annotated[str, StringConstraints(max_length=200)]
@@ -88,6 +99,9 @@ class Facts(Strict):
     backends: list[Backend] = Field(default_factory=list)
     torch: Said = ""
     device: Said = ""
+    dtype: Said = ""
+    ends: Annotated[list[Count], Field(max_length=1000)] = Field(default_factory=list)
+    files: Annotated[dict[RunFile, Sha256], Field(max_length=64)] = Field(default_factory=dict)
 
 
 class Manifest(Strict):

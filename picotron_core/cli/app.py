@@ -89,7 +89,9 @@ def train(
         overrides = [("run.trace", "0"), *overrides]  # what was recorded stays, unless asked anew
         settings = _settings(found[0].config, overrides, backends=backends)
     if nproc > 1:  # only now: a mistake in the settings is told once, and not by every rank
-        return launch(nproc, without_nproc(sys.argv[1:]), settings.config)
+        return launch(
+            nproc, without_nproc(sys.argv[1:]), settings.config, resume=found and found[0]
+        )
     return run_training(settings, resume=found)
 
 
@@ -116,12 +118,12 @@ def generate(
     """Continue a prompt with a trained model."""
     from picotron_core.cli.generate import (
         is_model_folder,
-        open_run,
         refuse_prompt_bytes,
         write_text,
         writer_of_folder,
         writer_of_run,
     )
+    from picotron_core.cli.runs import open_run
     from picotron_core.engine.generate import refuse_options
 
     refuse_options(max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from math import prod
 from os.path import lexists
 from pathlib import Path
@@ -16,13 +15,18 @@ from torch import Tensor
 
 from picotron_core.checkpoint.header import MASTER
 from picotron_core.checkpoint.load import Checkpoint
-from picotron_core.cli.generate import open_run
-from picotron_core.cli.model import architecture_of
+from picotron_core.cli.runs import model_of, open_run
 from picotron_core.config import load_settings
-from picotron_core.data.tokenizer import open_tokenizer
 from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.errors import ConfigError, RunError
-from picotron_core.files import copy_file, new_folder, remove_tree, rename, replace_text
+from picotron_core.files import (
+    make_folder,
+    new_folder,
+    remove_tree,
+    rename,
+    replace_bytes,
+    replace_text,
+)
 from picotron_core.parallel.piece import whole
 
 WEIGHTS = "model.safetensors"
@@ -54,14 +58,15 @@ def _write(
     run: RunDirectory, checkpoint: Checkpoint, folder: Path, dtype: torch.dtype, shard: float
 ) -> None:
     config = load_settings(run.config, env={}).config
-    tokenizer = open_tokenizer(run.tokenizer, eos_id=checkpoint.manifest.facts.eos_id)
-    architecture = architecture_of(config, tokenizer.vocab_size)
-    if not config.model.path:  # our own tokenizer has no token that begins a text
-        architecture = replace(architecture, bos_token_id=None, eos_token_id=tokenizer.eos_id)
-    described = {**architecture.to_transformers(), "dtype": str(dtype).removeprefix("torch.")}
+    record = model_of(run, checkpoint.manifest.facts, config)
+    described = {
+        **record.architecture.to_transformers(),
+        "dtype": str(dtype).removeprefix("torch."),
+    }
     replace_text(folder / "config.json", json.dumps(described, indent=2) + "\n")
-    for file in sorted(run.tokenizer.iterdir()):
-        copy_file(file, folder / file.name)
+    for name, content in record.files_of_use.items():
+        make_folder((folder / name).parent)
+        replace_bytes(folder / name, content)
     parts = list(_parts(checkpoint, shard / dtype.itemsize))
     where: dict[str, str] = {}
     for number, names in enumerate(parts, 1):

@@ -27,8 +27,14 @@ def first_state(
     mesh: Mesh,
     device: torch.device,
     trace: Trace | None = None,
+    *,
+    resumed: bool = False,
 ) -> TrainState:
-    """This rank's part at step 0."""
+    """This rank's part at step 0.
+
+    Args:
+        resumed: a checkpoint's numbers are to replace it: no base model is read.
+    """
     with torch.device("meta"):  # a rank never holds the whole
         model = Llama(architecture, ops)
     dtype, reduce = getattr(torch, precision.compute), getattr(torch, precision.reduce)
@@ -38,7 +44,7 @@ def first_state(
         mesh,
         device=device,
         dtype=dtype,
-        values=_values(config, model),
+        values=_values(config, model, resumed=resumed),
         reduce=reduce,
         span=trace.timeline.span if trace else no_span,
     )
@@ -51,9 +57,9 @@ def first_state(
     return state
 
 
-def _values(config: Config, model: Llama) -> Values:
+def _values(config: Config, model: Llama, *, resumed: bool) -> Values:
     """What the whole model's parameters begin with."""
-    if config.model.path and config.model.pretrained:
+    if not resumed and config.model.path and config.model.pretrained:
         return stored_weights(model, config.model.path, resize=config.model.resize_embeddings)
     return drawn(model, config.train.seed)
 

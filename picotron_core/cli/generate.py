@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from picotron_core.checkpoint.load import Checkpoint, find_checkpoint, load_weights_only
-from picotron_core.cli.model import architecture_of
+from picotron_core.checkpoint.load import Checkpoint, load_weights_only
+from picotron_core.cli.runs import model_of
 from picotron_core.cli.selection import find_device, open_quarantine, open_registry, select
 from picotron_core.config import Settings
 from picotron_core.data.detokenizer import Detokenizer
 from picotron_core.data.pretrained_tokenizer import load_tokenizer
-from picotron_core.data.tokenizer import Tokenizer, open_tokenizer
+from picotron_core.data.tokenizer import Tokenizer
 from picotron_core.engine.generate import generate, refuse_prompt
 from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.errors import ConfigError
@@ -32,18 +32,9 @@ from picotron_core.model.requests import requests
 from picotron_core.precision import Precision, choose_precision
 from picotron_core.registry.bind import bind, tried_on
 from picotron_core.registry.breadcrumb import breadcrumb
-from picotron_core.schema import Config
 
 SAMPLE_TOKENS = 200
 log = logging.getLogger("picotron")
-
-
-def open_run(path: Path) -> tuple[RunDirectory, Checkpoint]:
-    """A run's folder (or one of its checkpoints) -> the run and its checkpoint."""
-    run = path.parent.parent if path.parent.name == "checkpoints" else path
-    if not (run / "config.toml").is_file():
-        raise ConfigError(f"{path} is no run (no config.toml). `ls runs` shows what there is.")
-    return RunDirectory(run), find_checkpoint(path)
 
 
 def is_model_folder(path: Path) -> bool:
@@ -67,13 +58,13 @@ class Writer:
 
 def writer_of_run(settings: Settings, run: RunDirectory, checkpoint: Checkpoint) -> Writer:
     """The model that a run has trained."""
-    config = settings.config
-    tokenizer = open_tokenizer(run.tokenizer, eos_id=checkpoint.manifest.facts.eos_id)
+    facts = checkpoint.manifest.facts
+    record = model_of(run, facts, settings.config)
     return Writer(
-        tokenizer=tokenizer,
-        architecture=architecture_of(config, tokenizer.vocab_size),
-        ends=end_tokens(config, tokenizer),
-        dtype=config.train.dtype,
+        tokenizer=record.tokenizer,
+        architecture=record.architecture,
+        ends=record.ends,
+        dtype=facts.dtype or settings.config.train.dtype,
         load=lambda model: load_weights_only(dict(model.named_parameters()), checkpoint),
     )
 
@@ -88,20 +79,6 @@ def writer_of_folder(folder: Path) -> Writer:
         dtype=load_dtype(folder),
         load=lambda model: load_weights(model, folder),
     )
-
-
-def end_tokens(config: Config, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The tokenizer's EOS, by which training ends each document, and those of the base model.
-
-    With a tokenizer that is not the model's own, an id of the model's may be any token of it: only
-    special tokens are taken for ends there.
-    """
-    ends = [tokenizer.eos_id]
-    if config.model.path:
-        ends += load_end_tokens(config.model.path)
-    if config.data.tokenizer:
-        ends = [token for token in ends if token == tokenizer.eos_id or tokenizer.is_special(token)]
-    return tuple(dict.fromkeys(ends))
 
 
 def write_text(

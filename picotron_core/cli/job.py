@@ -12,11 +12,14 @@ from pathlib import Path
 import torch
 
 from picotron_core.checkpoint.commit import listed
+from picotron_core.checkpoint.load import find_checkpoint
 from picotron_core.cli.console import View
 from picotron_core.cli.first_state import first_state
-from picotron_core.cli.model import architecture_of, draft_of, replicas_of
+from picotron_core.cli.model import draft_of, replicas_of
+from picotron_core.cli.paths import recorded
 from picotron_core.cli.plan import refuse_too_large
-from picotron_core.cli.resume import find, refuse_finished, restore
+from picotron_core.cli.resume import refuse_finished, refuse_other_data, refuse_other_run, restore
+from picotron_core.cli.runs import model_of, new_record, tokenizer_of, with_origin
 from picotron_core.cli.selection import (
     find_device,
     open_quarantine,
@@ -25,14 +28,13 @@ from picotron_core.cli.selection import (
     training_requests,
 )
 from picotron_core.cli.stop import Stopped, uninterrupted
+from picotron_core.cli.tokens import prepare_tokens
 from picotron_core.config import Settings
-from picotron_core.data.corpus import open_corpus
-from picotron_core.data.loader import num_windows
-from picotron_core.data.token_cache import prepare
 from picotron_core.data.tokens import Tokens
 from picotron_core.engine import run_directory, run_lock
 from picotron_core.engine.metrics import matrix_product_rate
 from picotron_core.engine.metrics_scan import rewind_metrics
+from picotron_core.engine.model_record import ModelRecord, write_record
 from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.engine.state import TrainState
 from picotron_core.engine.trace import Trace
@@ -79,6 +81,7 @@ class Job:
     selections: tuple[Selection, ...]
     ops: Ops
     tokens: Tokens
+    model: ModelRecord
     state: TrainState
     peak_flops: float
     flops_per_token: float
@@ -132,7 +135,7 @@ def prepare_job(
         reduce=config.train.reduce_dtype,
     )
     # A wish that cannot be met must not cost a tokenisation: the vocabulary decides no backend.
-    draft = draft_of(config)
+    draft = draft_of(config, resume and resume[0])
     replicas = replicas_of(config, draft, world.size)
     if world.is_first:
         for idle in idle_settings(config.parallel, replicas=replicas):
@@ -155,8 +158,20 @@ def prepare_job(
             if resume:
                 refuse_finished(run, config, world)
         view.introduce(device, precision, world)
-        tokens = _prepare_tokens(config, world, view)
-        architecture = architecture_of(config, tokens.vocab_size)
+        found = find_checkpoint(resume[1], world) if resume else None
+        facts = found.manifest.facts if found else None
+        kept = None
+        if found and facts:
+            refuse_other_run(found, config, world)
+            kept = model_of(run, facts, config)
+            config = with_origin(config, facts)
+        tokenizer = tokenizer_of(config, kept, facts)
+        progress = view.progress if world.is_first else None
+        tokens = prepare_tokens(config, tokenizer, progress, facts, ranks=world.size)
+        if found and facts:
+            refuse_other_data(found, tokens)
+        model = kept or new_record(config, tokens.tokenizer)
+        architecture = model.architecture
         asked = training_requests(settings, architecture, device, precision.compute, world.size)
         real = stand_in(device, world.local_rank)
         selected = common(world, select(settings, registry, asked))
@@ -164,8 +179,7 @@ def prepare_job(
         ops = watch(ops)
         dtype = getattr(torch, precision.compute)
         place = torch.device(f"cuda:{world.local_rank}" if real.type == "cuda" else real.type)
-        found = find(resume[1], config, tokens, world) if resume else None
-        facts = {
+        decided = {
             "dtype": precision.compute,
             "data": tokens.key,
             "step": str(found.manifest.step) if found else "0",
@@ -173,7 +187,7 @@ def prepare_job(
             f"{config.checkpoint.every} {config.run.trace} "
             f"{config.data.document_mask}",
         }
-        agree(world, selections, facts)
+        agree(world, selections, decided)
         trace = None
         if steps := config.run.trace:
             trace = Trace(run.traces, world, steps=steps, device=place)
@@ -196,13 +210,17 @@ def prepare_job(
                 tp=config.parallel.tp,
                 watchdog=world.watchdog,
             )
-        state = first_state(config, architecture, precision, ops, mesh, place, trace)
+        state = first_state(
+            config, architecture, precision, ops, mesh, place, trace, resumed=bool(found)
+        )
         if resume and found:
             found = restore(state, found, resume[1], selections, device, world)
         if world.is_first:
             skips = found.manifest.skips if found else 0
             rewind_metrics(run, state.step, skips=skips)
-            _write_down(run, config, tokens, selections, device)
+            if not (facts and facts.files):
+                write_record(run, model)
+            _write_down(run, config, selections, device)
         rate = matrix_product_rate(dtype, place)
         view.present(tokens, architecture, selections, run, rate)
     except BaseException as error:
@@ -224,6 +242,7 @@ def prepare_job(
         selections=selections,
         ops=ops,
         tokens=tokens,
+        model=model,
         state=state,
         peak_flops=rate * world.size,
         flops_per_token=architecture.flops_per_token(config.data.seq_len),
@@ -292,38 +311,13 @@ def _new_run(config: Config, world: World, made: list[RunDirectory]) -> RunDirec
     return RunDirectory(Path(world.share("run", make)))
 
 
-def _prepare_tokens(config: Config, world: World, view: View) -> Tokens:
-    data = config.data
-    tokens = prepare(
-        open_corpus(
-            data.paths,
-            text_field=data.text_field,
-            split=data.split,
-            on_bad=data.on_bad,
-            cache_dir=Path(data.cache_dir).expanduser(),
-            ranks=world.size,
-        ),
-        tokenizer=data.tokenizer or config.model.path,
-        vocab_size=data.vocab_size,
-        val_fraction=data.val_fraction,
-        cache_dir=Path(data.cache_dir).expanduser(),
-        progress=view.progress if world.is_first else None,
-    )
-    for ids in (tokens.train, tokens.validation):  # now, not at the first evaluation
-        num_windows(ids, data.seq_len)
-    return tokens
-
-
 def _write_down(
     run: RunDirectory,
     config: Config,
-    tokens: Tokens,
     selections: tuple[Selection, ...],
     device: Device,
 ) -> None:
     asked = {s.op: list(s.asked) for s in selections if s.source != "auto"}
-    named = config.run.model_copy(update={"name": run.path.name, "dir": str(run.path.parent)})
-    resolved = config.model_copy(update={"backends": asked, "run": named})
+    resolved = recorded(config, run).model_copy(update={"backends": asked})
     run_directory.describe(run, resolved, selections, device)
-    tokens.tokenizer.save(run.tokenizer)
     run_directory.make_durable(run)

@@ -18,6 +18,7 @@ from types import FrameType
 
 from picotron_core.cli.model import draft_of, replicas_of
 from picotron_core.cli.stop import INTERRUPTED, REQUEUE, SIGNALS, Stopped
+from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.errors import ConfigError, RunError, reason
 from picotron_core.parallel import network
 from picotron_core.parallel.folder_store import read_value, write_value
@@ -39,12 +40,15 @@ ASKED_TO_STOP = (REQUEUE, INTERRUPTED)
 log = logging.getLogger("picotron")
 
 
-def launch(nproc: int, arguments: Sequence[str], config: Config) -> int:
+def launch(
+    nproc: int, arguments: Sequence[str], config: Config, *, resume: RunDirectory | None = None
+) -> int:
     """Start `picotron ARGUMENTS` as ranks 0 to N - 1, and wait for them.
 
     Args:
         config: what the arguments say, for a layout that cannot be is reported here, once, and not
             by every rank.
+        resume: the run that the arguments go on with.
 
     Returns: the exit code of the rank that failed first, that of all that were asked to stop, or 0.
     Raises: RunError where a signal ended a rank, and Stopped where ranks were killed that were
@@ -58,7 +62,7 @@ def launch(nproc: int, arguments: Sequence[str], config: Config) -> int:
             f"--nproc {nproc}: at most {most} ranks on this machine of {cores} cores. One for each "
             "GPU, or a few on a CPU, is usual; torchrun starts more, on several machines."
         )
-    replicas_of(config, draft_of(config), nproc)
+    replicas_of(config, draft_of(config, resume), nproc)
     for sentence in network.ignored_interfaces(os.environ):
         log.warning("%s", sentence)
     with starter() as start, _signals_noted() as signals:

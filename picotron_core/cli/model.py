@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+from picotron_core.checkpoint.commit import listed
+from picotron_core.engine.model_record import read_architecture
+from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.errors import ConfigError
 from picotron_core.model.architecture import Architecture
 from picotron_core.parallel.parallelize import refuse_layout
 from picotron_core.schema import Config
 
 
-def architecture_of(config: Config, vocab_size: int) -> Architecture:
+def architecture_of(
+    config: Config, vocab_size: int, *, bos_id: int | None = None, eos_id: int | None = None
+) -> Architecture:
     """The architecture of `[model]`: a Hugging Face folder's, or the fields with that vocabulary.
+
+    Args:
+        bos_id, eos_id: the tokens that begin and end a text; used only where no folder names them.
 
     Raises: ConfigError where the folder's embedding is smaller than the vocabulary, and is not to
         be resized.
@@ -40,13 +49,35 @@ def architecture_of(config: Config, vocab_size: int) -> Architecture:
         **(model.rope_scaling.model_dump() if model.rope_scaling else {"rope_type": "default"}),
     }
     return Architecture.from_transformers(
-        {"model_type": "llama", "vocab_size": vocab_size, **fields}
+        {
+            "model_type": "llama",
+            "vocab_size": vocab_size,
+            "bos_token_id": bos_id,
+            "eos_token_id": eos_id,
+            **fields,
+        }
     )
 
 
-def draft_of(config: Config) -> Architecture:
-    """The architecture before there is a tokenizer: its vocabulary is the one asked for."""
+def draft_of(config: Config, resumed: RunDirectory | None = None) -> Architecture:
+    """The architecture before there is a tokenizer: its vocabulary is the one asked for.
+
+    Args:
+        resumed: the run to go on with, whose own folder then describes it; `run.resume` may also
+            mean one.
+    """
+    run = resumed or _begun(config)
+    if run and (architecture := read_architecture(run)):
+        return architecture
     return architecture_of(config, 1 if config.model.path else config.data.vocab_size)
+
+
+def _begun(config: Config) -> RunDirectory | None:
+    """The run that `run.resume` goes on with, if it has saved something."""
+    if not (config.run.resume and config.run.name):
+        return None
+    run = RunDirectory(Path(config.run.dir).expanduser() / config.run.name)
+    return run if listed(run.checkpoints) else None
 
 
 def replicas_of(config: Config, architecture: Architecture, world_size: int) -> int:

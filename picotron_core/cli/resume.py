@@ -12,6 +12,7 @@ from picotron_core.checkpoint.commit import listed, step_of
 from picotron_core.checkpoint.load import Checkpoint, find_checkpoint, load_newest
 from picotron_core.checkpoint.manifest import Backend, Facts, Manifest
 from picotron_core.checkpoint.pieces import degrees_of
+from picotron_core.cli.runs import find_run_folder
 from picotron_core.data.tokens import Tokens
 from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.engine.schedule import changed_plan
@@ -39,12 +40,7 @@ def find_run(wish: str, runs: str) -> tuple[RunDirectory, Path]:
         if newest is None:
             raise ConfigError(f"--resume auto: no run in {runs}/ has a checkpoint to go on from.")
         return RunDirectory(newest.parent), newest.parent
-    path = wanted = Path(wish)
-    if path.parent.name == "checkpoints":
-        path = path.parent.parent
-    if not (path / "config.toml").is_file():
-        raise ConfigError(f"--resume {wish}: no run there (no config.toml). See the folder runs/.")
-    return RunDirectory(path), wanted
+    return find_run_folder(wish)
 
 
 class Finished(Exception):  # noqa: N818 - it is no error
@@ -69,25 +65,33 @@ def refuse_finished(run: RunDirectory, config: Config, world: World) -> None:
         )
 
 
-def find(wanted: Path, config: Config, tokens: Tokens, world: World) -> Checkpoint:
-    """The checkpoint to go on from, if these settings can."""
-    checkpoint = find_checkpoint(wanted, world)
-    step, facts = checkpoint.manifest.step, checkpoint.manifest.facts
-    if facts.data != tokens.key:
+def refuse_other_data(checkpoint: Checkpoint, tokens: Tokens) -> None:
+    """Check that a checkpoint was trained on these tokens.
+
+    Raises: ConfigError.
+    """
+    if checkpoint.manifest.facts.data != tokens.key:
         raise ConfigError(
-            f"{wanted} was trained on other data or another tokenizer than the settings give "
-            "now. Restore them, or start a new run."
+            f"{checkpoint.folder.parent.parent} was trained on other data or another tokenizer "
+            "than the settings give now. Restore them, or start a new run."
         )
+
+
+def refuse_other_run(checkpoint: Checkpoint, config: Config, world: World) -> None:
+    """Check that these settings can go on from a checkpoint, as far as its manifest tells.
+
+    Raises: ConfigError.
+    """
+    step = checkpoint.manifest.step
     if step >= config.train.steps:
         raise ConfigError(
             f"{checkpoint.folder.parent.parent} is already at step {step} of "
             f"{config.train.steps}. Give --train.steps above {step} to go on."
         )
     _refuse_other_order(checkpoint.manifest, config, world)
-    before = _train_of(facts)
+    before = _train_of(checkpoint.manifest.facts)
     if world.is_first and before and (changed := changed_plan(before, config.train, step)):
         log.warning("%s", changed)
-    return checkpoint
 
 
 def _train_of(facts: Facts) -> Train | None:

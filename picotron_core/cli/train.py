@@ -20,6 +20,7 @@ from picotron_core.cli.console import View, open_view
 from picotron_core.cli.generate import write_text, writer_of_run
 from picotron_core.cli.job import Job, discard_new, prepare_job
 from picotron_core.cli.log import RunLog, open_log
+from picotron_core.cli.paths import recorded
 from picotron_core.cli.resume import Finished, backends_of, device_name
 from picotron_core.cli.stop import (
     INTERRUPTED,
@@ -282,10 +283,13 @@ def _saver(job: Job) -> Saver:
         seed=config.train.seed,
         global_batch=job.global_batch,
         seq_len=config.data.seq_len,
-        config=config.model_dump(mode="json", exclude_none=True),
+        config=recorded(config, job.run).model_dump(mode="json", exclude_none=True),
         backends=backends_of(job.selections),
         torch=job.device.torch,
         device=device_name(job.device),
+        dtype=job.precision.compute,
+        files=job.model.digests,
+        ends=list(job.model.ends),
     )
     return Saver(
         job.state,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -67,7 +68,7 @@ FEW_BYTES = 1_000_000  # whose words fit into memory whatever they are
 def prepare(
     corpus: Corpus,
     *,
-    tokenizer: str,
+    tokenizer: str | Tokenizer,
     vocab_size: int,
     val_fraction: float,
     cache_dir: Path,
@@ -79,8 +80,8 @@ def prepare(
     Any number of processes may ask at once: one builds, the rest wait and open what it built.
 
     Args:
-        tokenizer: a Hugging Face tokenizer (folder or hub name), or "" to train a byte-level BPE
-            of `vocab_size` on the training text (of a longer one, on an evenly spread sample of
+        tokenizer: one that is loaded, the folder or hub name of one, or "" to train a byte-level
+            BPE of `vocab_size` on the training text (of a longer one, on an evenly spread sample of
             256 MB).
         val_fraction: the share held out, see `plan_split`.
         cache_dir: the folder of caches; made if it is not there.
@@ -91,7 +92,10 @@ def prepare(
         DamagedFileError if the cache is there but not whole, ConfigError for the tokenizer.
     """
     report: Progress = progress or (lambda stage, done, total: None)
-    loaded = load_tokenizer(tokenizer) if tokenizer else None
+    if isinstance(tokenizer, str):
+        loaded = load_tokenizer(tokenizer) if tokenizer else None
+    else:
+        loaded = tokenizer
     spec = ["bpe", vocab_size] if loaded is None else [loaded.fingerprint, loaded.vocab_size]
     token_dtype(loaded.vocab_size if loaded else vocab_size)  # refuse before any work
     held_out = "given" if corpus.validation else val_fraction
@@ -119,6 +123,23 @@ def prepare(
             "unlock that disk, or choose another folder with --data.cache_dir."
         ) from error
     return open_tokens(folder, corpus.label, owners=trusted_owners(cache_dir))
+
+
+def open_cached(cache_dir: Path, key: str, label: str) -> Tokens | None:
+    """The tokens that `prepare` made under this key before; None where they are not in the cache.
+
+    Args:
+        label: what the text is called in the log.
+
+    Raises: DamagedFileError where they are there but not whole; DataError where the name is taken.
+    """
+    cache_dir = Path(realpath(cache_dir.expanduser()))
+    if not re.fullmatch(r"[0-9a-f]{32}", key) or not cache_dir.is_dir():
+        return None
+    folder = entry_of(cache_dir, key)
+    if not lexists(folder):
+        return None
+    return open_tokens(folder, label, owners=trusted_owners(cache_dir))
 
 
 def _build(

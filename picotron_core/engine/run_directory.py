@@ -57,6 +57,10 @@ class RunDirectory:
         return self.path / "tokenizer"
 
     @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
     def traces(self) -> Path:
         return self.path / "trace"
 
@@ -129,11 +133,12 @@ def describe(
 
 def make_durable(run: RunDirectory) -> None:
     """Once, before the first step: a checkpoint that survives a power cut is worth little without
-    the config and the tokenizer that belong to it, and the entries of the folders they are in.
+    the config and the model record that belong to it. The files themselves are on the disk
+    already; this does the same for the entries of the folders they are in.
     """
     with _or_run_error(run.path):
-        for file in (*run.tokenizer.iterdir(), run.tokenizer, run.path, run.path.parent):
-            fsync(file)
+        for folder in (run.tokenizer, run.model, run.path, run.path.parent):
+            fsync(folder)
 
 
 def selection_record(selection: Selection) -> dict[str, Any]:

@@ -57,6 +57,7 @@ class Architecture:
     initializer_range: float = 0.02
     bos_token_id: int | None = None
     eos_token_id: int | tuple[int, ...] | None = None
+    pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
         for name in (*_SIZES, "num_key_value_heads", "head_dim", "max_position_embeddings"):
@@ -115,6 +116,7 @@ class Architecture:
             initializer_range=given.get("initializer_range", 0.02),
             bos_token_id=given.get("bos_token_id", 1),
             eos_token_id=tuple(eos) if isinstance(eos, list) else eos,
+            pad_token_id=given.get("pad_token_id"),
         )
 
     def to_transformers(self) -> dict[str, Any]:

@@ -78,6 +78,18 @@ def load_dtype(path_or_name: str | Path) -> str:
     return str(dtype) if dtype in DTYPES else "auto"
 
 
+def read_generation_config(path_or_name: str | Path) -> bytes | None:
+    """The generation_config.json of a folder or of a hub repository; None where it has none.
+
+    Raises: ConfigError when it cannot be read as JSON.
+    """
+    path = find_folder(path_or_name, [GENERATION]) / GENERATION
+    if not path.exists():
+        return None
+    read_json(path)
+    return path.read_bytes()
+
+
 def load_weights(model: Llama, path_or_name: str | Path) -> None:
     """Fill the model's parameters in place; see `stored_weights`."""
     fill(model, stored_weights(model, path_or_name))

@@ -98,7 +98,7 @@ def test_generate_writes_the_same_text_for_the_same_seed(trained, picotron):
 def test_generate_without_a_run_or_with_a_bad_flag(trained, picotron):
     code, _, err = picotron("generate", "runs/nowhere")
     assert code == 2
-    assert "runs/nowhere is no run" in err
+    assert "runs/nowhere is not a run" in err
     code, _, err = picotron("generate", "runs/first", "--prompt", "a", "--top-p", "2")
     assert code == 2
     assert "--top-p" in err
