@@ -151,7 +151,7 @@ def read_architecture(run: RunDirectory) -> Architecture | None:
         return None
     try:
         return Architecture.from_transformers(json.loads(_content(run, CONFIG)))
-    except (ValueError, ConfigError, AttributeError) as error:
+    except (ValueError, ConfigError, AttributeError, TypeError, RecursionError) as error:
         raise DamagedFileError(_damaged(path, f"it describes no model ({error})")) from None
 
 
