@@ -66,10 +66,16 @@ def _folder(value: str) -> str:
     return _path(value)
 
 
+def is_plain_name(name: str) -> bool:
+    """Whether a folder of this name lies in its parent, and can be shown in one line."""
+    shown = name.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    return Path(name).name == name and name != ".." and shown.isprintable()
+
+
 def _run_name(value: str) -> str:
-    if value and (Path(value).name != value or value == ".." or not value.isprintable()):
+    if value and not is_plain_name(value):
         raise ValueError("must be a plain folder name; run.dir is its parent.")
-    if len(value.encode()) > LONGEST_NAME:
+    if len(value.encode("utf-8", "surrogatepass")) > LONGEST_NAME:
         raise ValueError(f"has more than {LONGEST_NAME} bytes: shorten it.")
     return _path(value)
 

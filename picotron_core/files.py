@@ -160,8 +160,10 @@ def replace_bytes(path: Path, data: bytes) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Make `text` the content of a file, as UTF-8, whole or not at all: see `replacing`."""
-    replace_bytes(path, text.encode())
+    """Make `text` the content of a file, as UTF-8, whole or not at all: see `replacing`. Bytes in
+    the names of files that are not UTF-8 are written as they are.
+    """
+    replace_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
 def write_all(file: FileIO, data: bytes | memoryview) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from picotron_core import __version__
 from picotron_core.cli.options import (
+    MOST_RANKS,
     SETTINGS_HELP,
     WITH_SETTINGS,
     Backends,
@@ -61,7 +62,12 @@ def train(
         str | None, typer.Option(help="Continue a run: its folder, or auto for the newest.")
     ] = None,
     nproc: Annotated[
-        int, typer.Option(min=1, help="Ranks to start on this machine; torchrun starts its own.")
+        int,
+        typer.Option(
+            min=1,
+            max=MOST_RANKS,
+            help="Ranks to start on this machine; torchrun starts its own.",
+        ),
     ] = 1,
     name: Annotated[str, typer.Option(help="The run's folder name: short for --run.name.")] = "",
     trace: Annotated[
@@ -158,7 +164,7 @@ def checkpoint(
         ),
     ],
     run: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints.")],
-    keep: Annotated[int, typer.Option(min=1, help="prune: how many are left.")] = 2,
+    keep: Annotated[int, typer.Option(min=1, max=10**6, help="prune: how many are left.")] = 2,
 ) -> int:
     """List, verify, inspect or prune the checkpoints of a run."""
     from picotron_core.cli.checkpoint import run_checkpoint
@@ -174,7 +180,9 @@ def export(
         Literal["float32", "bfloat16", "float16"],
         typer.Option(help="Of the numbers; float32 is what was trained."),
     ] = "float32",
-    shard_mb: Annotated[float, typer.Option(min=0.001, help="Megabytes in a file.")] = 2000,
+    shard_mb: Annotated[
+        float, typer.Option(min=0.001, max=10**6, help="Megabytes in a file.")
+    ] = 2000,
 ) -> int:
     """Write a trained model as a Hugging Face folder, tokenizer included."""
     from picotron_core.cli.export import run_export
@@ -185,9 +193,11 @@ def export(
 @app.command("verify-resume", context_settings=WITH_SETTINGS, epilog=SETTINGS_HELP)
 def verify_resume(
     rest: Rest = None,
-    steps: Annotated[int, typer.Option(min=2, help="Steps of the whole run.")] = 10,
-    nproc: Annotated[int, typer.Option(min=1, help="Ranks of the whole run.")] = 1,
-    then_nproc: Annotated[int, typer.Option(min=0, help="Ranks that resume it; 0: as many.")] = 0,
+    steps: Annotated[int, typer.Option(min=2, max=10**9, help="Steps of the whole run.")] = 10,
+    nproc: Annotated[int, typer.Option(min=1, max=MOST_RANKS, help="Ranks of the whole run.")] = 1,
+    then_nproc: Annotated[
+        int, typer.Option(min=0, max=MOST_RANKS, help="Ranks that resume it; 0: as many.")
+    ] = 0,
     then: Annotated[
         list[str] | None,
         typer.Option(help="A setting of the resumed half, e.g. parallel.tp=2; may be repeated."),
@@ -279,7 +289,10 @@ def plan(
     nproc: Annotated[
         int,
         typer.Option(
-            "--nproc", min=0, help="Ranks that would train together; 0: as few as it takes."
+            "--nproc",
+            min=0,
+            max=10**6,
+            help="Ranks that would train together; 0: as few as it takes.",
         ),
     ] = 0,
     data: Annotated[
@@ -304,9 +317,14 @@ def plan(
 def compare_dp_zero(
     rest: Rest = None,
     nproc: Annotated[
-        int, typer.Option(min=0, help="Ranks to start; 0: two, or those that torchrun started.")
+        int,
+        typer.Option(
+            min=0,
+            max=MOST_RANKS,
+            help="Ranks to start; 0: two, or those that torchrun started.",
+        ),
     ] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of each trial of time.")] = 5,
+    steps: Annotated[int, typer.Option(min=1, max=10**9, help="Steps of each trial of time.")] = 5,
     json: Annotated[Path | None, typer.Option(help="Write the numbers of all ranks there.")] = None,
     data: Annotated[list[str] | None, typer.Option(help="As of `train`.")] = None,
     backends: Backends = "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,9 @@ from picotron_core.errors import ConfigError
 # Settings (--train.steps 200) are no options of typer's: `split` reads them from the rest.
 WITH_SETTINGS = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
 SETTINGS_HELP = "Every setting is a flag: --train.steps 200. `picotron config` lists them all."
+
+# Each rank is a process that imports torch: more only fight for the cores and the memory.
+MOST_RANKS = max(64, 4 * (os.cpu_count() or 1))
 
 Backends = Annotated[
     str, typer.Option(help="Backends by op: 'attention=sdpa,mem_efficient;*=auto', or one name.")

@@ -17,6 +17,7 @@ from typing import Any
 import tomli_w
 
 from picotron_core import files
+from picotron_core.bounds import is_plain_name
 from picotron_core.errors import ConfigError, RunError
 from picotron_core.files import fsync, new_folder, replace_text
 from picotron_core.hardware import Device
@@ -78,7 +79,7 @@ def create(parent: Path, name: str, *, again: bool = False) -> RunDirectory:
     Raises: RunError where it cannot be written.
     """
     name = name or time.strftime("%Y%m%d-%H%M%S")
-    if Path(name).name != name or name == ".." or not name.isprintable():
+    if not is_plain_name(name):
         raise ConfigError(
             f"run.name = {name!r} must be a plain folder name; run.dir is its parent."
         )

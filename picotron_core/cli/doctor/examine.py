@@ -35,7 +35,7 @@ class Examiner:
     """Does the task, and says each thing before and after."""
 
     def __init__(self, task: Record, answers: Path) -> None:
-        config = Config.model_validate_json(json.dumps(task["config"]))
+        config = Config.model_validate(task["config"])
         rules = tuple(Rule(op, tuple(names), source) for op, names, source in task["rules"])
         if not task["plugins"]:
             enable = config.plugins.model_copy(update={"enable": []})

@@ -9,12 +9,14 @@ job.json            sbatch's options, where the configs came from, and every sub
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from picotron_core.errors import ConfigError, DamagedFileError
+from picotron_core.bounds import is_plain_name
+from picotron_core.errors import ConfigError, DamagedFileError, reason
 from picotron_core.files import replace_text
 
 
@@ -71,12 +73,12 @@ class JobFolder:
         return self.path / "runs" / str(task)
 
     def write(self, record: Record) -> None:
-        replace_text(self.record, record.model_dump_json(indent=1) + "\n")
+        replace_text(self.record, json.dumps(record.model_dump(), indent=1) + "\n")
 
     def read(self) -> Record:
         """Raises: ConfigError where no job was submitted from here."""
         try:
-            return Record.model_validate_json(self.record.read_bytes())
+            return Record.model_validate(json.loads(self.record.read_bytes()))
         except FileNotFoundError:
             raise ConfigError(
                 f"{self.path} is no job's folder (no job.json). `ls slurm` shows what there is."
@@ -85,6 +87,8 @@ class JobFolder:
             raise DamagedFileError(
                 f"{self.record} is damaged ({error.errors()[0]['msg']})."
             ) from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise DamagedFileError(f"{self.record} is damaged ({reason(error)}).") from None
 
 
 def free(parent: Path, name: str) -> Path:
@@ -92,7 +96,7 @@ def free(parent: Path, name: str) -> Path:
 
     Raises: ConfigError for a name that is none of a folder.
     """
-    if Path(name).name != name or name == ".." or not name.isprintable():
+    if not is_plain_name(name):
         raise ConfigError(f"--job-name {name!r} must be a plain name: the job's folder has it too.")
     path, number = parent / name, 1
     while path.exists():

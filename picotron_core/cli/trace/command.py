@@ -18,6 +18,7 @@ from picotron_core.cli.trace.ring import draw_ring
 from picotron_core.cli.trace.schedule import draw_schedule, title_of
 from picotron_core.engine import run_directory
 from picotron_core.engine.run_directory import RunDirectory
+from picotron_core.errors import one_line
 from picotron_core.files import replace_text
 
 PIPE_WIDTH = 160  # columns where no terminal says how many there are
@@ -110,7 +111,7 @@ def _merge(recordings: Sequence[Recording], folder: Path) -> None:
 
 
 def _draw(recordings: Sequence[Recording], folder: Path, console: Console) -> None:
-    title = title_of(recordings, folder.parent)
+    title = one_line(title_of(recordings, folder.parent))
     console.print(f"The last step: {escape(title)}")
     if find_spec("matplotlib") is None:
         console.print(escape("For its picture: pip install 'picotron[plot]'"))
