@@ -38,7 +38,14 @@ Data = Annotated[
 def shorthands(
     plugins: Sequence[str] | None, device: str, data: Sequence[str] | None = None
 ) -> list[tuple[str, str]]:
-    """The settings that short options stand for."""
+    """The settings that short options stand for.
+
+    Raises: ConfigError for a name of nothing, as an unset variable of a shell gives: the setting
+        would be as if it were not given.
+    """
+    for flag, names in (("--plugin", plugins), ("--data", data)):
+        if "" in (names or ()):
+            raise ConfigError(f"{flag} is empty: give a name, or leave it out.")
     found = [("plugins.enable", name) for name in plugins or ()]
     found += [("run.device", device)] if device else []
     return found + [("data.paths", path) for path in data or ()]
