@@ -145,19 +145,26 @@ def _checked_table(table: Any, where: str) -> str | dict[str, str | list[str]]:
     return table if isinstance(table, str) else _validate({"backends": table}, where).backends
 
 
+def expanded(path: str | Path, *, what: str) -> Path:
+    """A path whose `~` is the user's home folder.
+
+    Raises: ConfigError where there is none, as in some containers, or no user of that name.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            f"{what} = {quoted(str(path))}: there is no such home folder. Set HOME, or write the "
+            "whole path."
+        ) from None
+
+
 def _check_homes(config: Config) -> None:
-    """`~` needs a home folder, which a container may not know, and `~name` a user of that name."""
     run, data, model = config.run, config.data, config.model
     paths = [("run.dir", run.dir), ("data.cache_dir", data.cache_dir), ("model.path", model.path)]
     paths += [("data.tokenizer", data.tokenizer), *(("data.paths", path) for path in data.paths)]
     for key, path in paths:
-        try:
-            Path(path).expanduser()
-        except RuntimeError:
-            raise ConfigError(
-                f"{key} = {quoted(path)}: there is no such home folder. Set HOME, or write the "
-                "whole path."
-            ) from None
+        expanded(path, what=key)
 
 
 def _check_environment(env: Mapping[str, str]) -> None:

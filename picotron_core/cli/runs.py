@@ -15,6 +15,7 @@ from picotron_core.checkpoint.load import Checkpoint, find_checkpoint
 from picotron_core.checkpoint.manifest import Facts
 from picotron_core.cli.model import architecture_of
 from picotron_core.cli.paths import absolute_paths
+from picotron_core.config import expanded
 from picotron_core.data.tokenizer import Tokenizer, open_tokenizer
 from picotron_core.data.tokenizer_files import tokenizer_files
 from picotron_core.engine.model_record import ModelRecord, make_record, read_record
@@ -38,7 +39,7 @@ def find_run_folder(given: Path | str) -> tuple[RunDirectory, Path]:
     Raises: ConfigError where no run is there; DamagedFileError where its config.toml is not a plain
         file.
     """
-    run, wanted = _located(Path(given).expanduser())
+    run, wanted = _located(expanded(given, what="the run"))
     config = run / "config.toml"
     try:
         mode = config.lstat().st_mode

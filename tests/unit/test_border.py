@@ -47,6 +47,8 @@ NAMES = {
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_name_that_is_nothing_is_one_line(picotron, command, name):
+    if name == "empty" and command in ("train --model.path", "quarantine clear"):
+        return  # the defaults: the model of the settings, all trials
     code, out, err = picotron(*command.split(), NAMES[name], *COMMANDS[command])
     assert_refused(code, out, err)
 
@@ -140,7 +142,7 @@ def test_names_that_are_not_utf8_train_generate_export_and_resume(picotron, stra
     settings = (*tiny[:-4], "--data", f"{strange}/t\udce9xt", "--data.cache_dir", f"{strange}/c")
     ends = ("--run.dir", f"{strange}/r\udce9", "--name", "r\udce9", "--train.steps")
     code, out, err = picotron("train", *settings, *ends, "2")
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, ""), err
     assert "r\\udce9" in out
     run = f"{strange}/r\udce9/r\udce9"
     assert (Path(run) / "config.toml").read_bytes().count(b"\xe9") >= 4
@@ -153,4 +155,4 @@ def test_names_that_are_not_utf8_train_generate_export_and_resume(picotron, stra
         ("train", "--resume", "auto", "--run.dir", f"{strange}/r\udce9", "--train.steps", "4"),
     ):
         code, out, err = picotron(*words)
-        assert (code, err) == (0, ""), words
+        assert (code, err) == (0, ""), (words, err)
