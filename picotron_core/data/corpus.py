@@ -159,13 +159,6 @@ def open_corpus(
 
 def _find(name: str, part: Part, split: str, search: _Search) -> None:
     """Add the documents of one path that the user named."""
-    try:
-        os.fsencode(name).decode()
-    except UnicodeDecodeError:
-        raise DataError(
-            f"The name {printable(name)} is not UTF-8, and cannot be written to a run's "
-            "config.toml. Rename it, or name the folder that it lies in with --data.paths."
-        ) from None
     path = Path(name).expanduser()
     if "\0" in name or len(os.fsencode(path.name)) > 255:
         raise DataError(f"No file or folder {printable(name)!r}. Check --data.paths.")
