@@ -13,6 +13,7 @@ from picotron_core.checkpoint.manifest import MANIFEST, Manifest, read_manifest,
 from picotron_core.errors import DamagedFileError, RunError
 
 TEMPORARY = ".writing-"  # a folder so named is never read, and swept by the next run
+CHECKPOINTS = "checkpoints"  # the folder of a run
 NAME = r"step-\d{8,18}"
 log = logging.getLogger("picotron")
 
@@ -126,6 +127,11 @@ def refuse_other_step(folder: Path, manifest: Manifest) -> None:
 def listed(checkpoints: Path) -> list[Path]:
     """The folders that may be checkpoints, the newest step first."""
     return sorted(filter(is_named, checkpoints.glob("step-*")), key=step_of, reverse=True)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path that was given means a checkpoint, and not a run in a folder of that name."""
+    return path.parent.name == CHECKPOINTS and not (path / "config.toml").exists()
 
 
 def is_named(folder: Path) -> bool:

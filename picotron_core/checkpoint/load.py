@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from picotron_core.checkpoint.commit import listed, refuse_other_step
+from picotron_core.checkpoint.commit import is_checkpoint, listed, refuse_other_step
 from picotron_core.checkpoint.content import file_of
 from picotron_core.checkpoint.header import FLOAT32_BYTES, LIMIT, MASTER, Header, decode
 from picotron_core.checkpoint.manifest import MANIFEST, Manifest, encode, read_manifest, verify
@@ -136,7 +136,7 @@ def find_checkpoint(
     Raises: ConfigError where there is none; DamagedFileError where all are damaged.
     """
     world = world or World()
-    given = run.parent.name == "checkpoints"
+    given = is_checkpoint(run)
     folders = [run] if given else listed(run / "checkpoints")
     names = json.loads(world.share(f"found/{below}", lambda: json.dumps([f.name for f in folders])))
     damage = ""
@@ -195,7 +195,7 @@ def load_newest(state: TrainState, run: Path, found: Checkpoint, world: World) -
         if not damage:
             state.weights.publish()
             return found
-        if run.parent.name == "checkpoints":
+        if is_checkpoint(run):
             raise DamagedFileError(damage)
         if world.is_first:
             log.warning("%s The one before it is used.", damage)

@@ -12,6 +12,7 @@ from picotron_core.checkpoint.commit import listed, prune
 from picotron_core.checkpoint.disk import Disk
 from picotron_core.checkpoint.load import Checkpoint, find_checkpoint, open_checkpoint
 from picotron_core.checkpoint.manifest import Manifest, read_manifest
+from picotron_core.cli.paths import located
 from picotron_core.cli.terminal import open_console
 from picotron_core.engine.run_directory import RunDirectory, refuse_links
 from picotron_core.errors import ConfigError, DamagedFileError
@@ -21,16 +22,17 @@ WIDTH = 160  # columns in a pipe
 
 def run_checkpoint(action: str, run: Path, *, keep: int) -> int:
     """Returns the exit code: 1 where `verify` found damage."""
+    run, wanted = located(run)
     if action == "inspect":
-        _inspect(find_checkpoint(run))
+        _inspect(find_checkpoint(wanted))
         return 0
-    given = run.parent.name == "checkpoints"
-    folders = [run] if given else listed(run / "checkpoints")
+    given = wanted != run
+    folders = [wanted] if given else listed(run / "checkpoints")
     if not folders:
         raise ConfigError(f"{run} holds no checkpoint. `ls runs` shows what runs there are.")
     if action == "prune":
         if given:
-            raise ConfigError(f"prune takes a run's folder, not one of its checkpoints: {run}.")
+            raise ConfigError(f"prune takes a run's folder, not one of its checkpoints: {wanted}.")
         refuse_links(RunDirectory(run))
         return _prune(run / "checkpoints", folders, keep)
     return _list(folders, every_byte=action == "verify")

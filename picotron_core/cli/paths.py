@@ -1,4 +1,4 @@
-"""Paths as a run writes them down: the same from every working folder."""
+"""Paths: of the run that a command was given, and as a run writes them down."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from picotron_core.checkpoint.commit import CHECKPOINTS, is_checkpoint
+from picotron_core.config import expanded
 from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.schema import Config
 
@@ -51,3 +53,26 @@ def _if_there(path: str) -> str:
 def _absolute(path: str) -> str:
     # Not `resolve`: a link that is pointed elsewhere, or /dev/stdin, must keep its meaning.
     return os.path.abspath(Path(path).expanduser())
+
+
+def located(given: Path | str) -> tuple[Path, Path]:
+    """The folder of a run, and what was given of it: the folder itself, or one of its checkpoints.
+
+    A path is made absolute only where its own words do not say what it is: ".", "..", a name alone,
+    or a link. Otherwise it stays as it was given, for messages to show. Whether anything is there
+    is not looked at.
+    """
+    given = expanded(given, what="the run")
+    if ".." in given.parts or len(given.parts) < 2 or given.is_symlink():
+        absolute = Path(os.path.abspath(given))
+        # A link among a run's checkpoints is not followed: it is refused where it is read.
+        among_others = given.is_symlink() and absolute.parent.name == CHECKPOINTS
+        given = absolute if among_others else Path(os.path.realpath(given))
+    if given.name == CHECKPOINTS and not (given / "config.toml").exists():
+        given = given.parent
+    if not is_checkpoint(given):
+        return given, given
+    run = given.parent.parent
+    if run.is_symlink():
+        run = Path(os.path.realpath(run))
+    return run, run / CHECKPOINTS / given.name

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import stat
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,8 +13,7 @@ from typing import Any
 from picotron_core.checkpoint.load import Checkpoint, find_checkpoint
 from picotron_core.checkpoint.manifest import Facts
 from picotron_core.cli.model import architecture_of
-from picotron_core.cli.paths import absolute_paths
-from picotron_core.config import expanded
+from picotron_core.cli.paths import absolute_paths, located
 from picotron_core.data.tokenizer import Tokenizer, open_tokenizer
 from picotron_core.data.tokenizer_files import tokenizer_files
 from picotron_core.engine.model_record import ModelRecord, make_record, read_record
@@ -23,7 +21,6 @@ from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.errors import ConfigError, DamagedFileError
 from picotron_core.schema import Config
 
-CHECKPOINTS = "checkpoints"
 log = logging.getLogger("picotron")
 # Of [model]: where the weights of step 0 came from.
 ORIGIN = ("path", "pretrained", "resize_embeddings")
@@ -39,7 +36,7 @@ def find_run_folder(given: Path | str) -> tuple[RunDirectory, Path]:
     Raises: ConfigError where no run is there; DamagedFileError where its config.toml is not a plain
         file.
     """
-    run, wanted = _located(expanded(given, what="the run"))
+    run, wanted = located(given)
     config = run / "config.toml"
     try:
         mode = config.lstat().st_mode
@@ -184,24 +181,3 @@ def refuse_other_model(config: Config, facts: Facts, run: RunDirectory) -> None:
             f"made with {recorded.get(key)!r}. Restore it in {run.config} or leave out the flag; "
             "for another model, start a new run."
         )
-
-
-def _located(given: Path) -> tuple[Path, Path]:
-    """The folder of a run, and what was given of it: the folder itself, or one of its checkpoints.
-
-    A path is made absolute only where its own words do not say what it is: ".", "..", a name alone,
-    or a link. Otherwise it stays as it was given, for messages to show.
-    """
-    if ".." in given.parts or len(given.parts) < 2 or given.is_symlink():
-        absolute = Path(os.path.abspath(given))
-        # A link among a run's checkpoints is not followed: it is refused where it is read.
-        among_others = given.is_symlink() and absolute.parent.name == CHECKPOINTS
-        given = absolute if among_others else Path(os.path.realpath(given))
-    if given.name == CHECKPOINTS:
-        given = given.parent
-    if given.parent.name != CHECKPOINTS:
-        return given, given
-    run = given.parent.parent
-    if run.is_symlink():
-        run = Path(os.path.realpath(run))
-    return run, run / CHECKPOINTS / given.name

@@ -497,3 +497,33 @@ def test_a_run_of_an_earlier_version_is_read_and_brought_up_to_date(project, wan
     ours = AutoTokenizer.from_pretrained(tmp_path / "after")
     assert ours.eos_token == "<|end|>"
     assert load_file(tmp_path / "after" / "model.safetensors")
+
+
+FORMS = {
+    "its folder": ("/", "{run}"),
+    "with a slash": ("/", "{run}/"),
+    "relative": ("{run}/..", "./fine"),
+    "its name alone": ("{run}/..", "fine"),
+    "from within": ("{run}", "."),
+    "from within a checkpoint": ("{run}/checkpoints/step-00000002", "../.."),
+    "by a link": ("{links}", "latest"),
+    "a checkpoint by a link to the run": ("{links}", "latest/checkpoints/step-00000002/"),
+    "in a folder called checkpoints": ("{links}", "checkpoints/copy"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_command_takes_every_form_of_path(form, made, tmp_path):
+    run = made / "runs" / "fine"
+    (tmp_path / "latest").symlink_to(run)
+    shutil.copytree(run, tmp_path / "checkpoints" / "copy")
+    cwd, given = (text.format(run=run, links=tmp_path) for text in FORMS[form])
+    for command in (("checkpoint", "list"), ("checkpoint", "inspect"), ("slurm", "csv")):
+        code, out, err = picotron(Path(cwd), *command, given)
+        assert code == 0, err
+        assert "2" in out
+    code, _, err = picotron(Path(cwd), "trace", given)
+    assert code == 2
+    assert "has no trace" in err
+    code, _, err = picotron(Path(cwd), "generate", given, "--max-new-tokens", "1")
+    assert code == 0, err

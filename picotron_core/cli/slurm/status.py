@@ -13,6 +13,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from picotron_core.cli.paths import located
 from picotron_core.cli.slurm import scheduler
 from picotron_core.cli.slurm.folder import JobFolder, Record
 from picotron_core.cli.slurm.progress import Progress, progress, settings_of
@@ -146,7 +147,9 @@ def _of_path(path: Path) -> Iterator[RunState]:
     job = JobFolder(path)
     if job.record.exists():
         yield from _of_job(job)
-    elif (path / "config.toml").is_file():
+        return
+    path = located(path)[0]
+    if (path / "config.toml").is_file():
         yield RunState(
             path=path, settings=settings_of(path / "config.toml"), progress=progress(path)
         )

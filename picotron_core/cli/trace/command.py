@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from picotron_core.cli.paths import located
 from picotron_core.cli.terminal import open_console
 from picotron_core.cli.trace.count import Talk, computing_ms, talks, waiting_ms
 from picotron_core.cli.trace.recording import Recording, read_recordings
@@ -28,6 +29,7 @@ BY_RANK = 8  # so many ranks have a column each
 def show_trace(run: Path) -> int:
     """Print what was counted, and leave trace/all.json and the pictures behind."""
     run_directory.refuse_links(RunDirectory(run))
+    run = located(run)[0]
     recordings = read_recordings(run)
     console = open_console(width=PIPE_WIDTH)
     folder = run / "trace"
