@@ -94,7 +94,8 @@ def _sentence(error: BaseException, arguments: list[str]) -> str:
         return f"{reason(error)}. --debug shows where it was met."
     words = [word for word in arguments[:1] if not word.startswith("-")]
     command = one_line(" ".join(["picotron", *words]), longest=100)
+    notes = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
     return (
-        f"{type(error).__name__}: {reason(error)}. `{command}` did not expect this: it is a bug. "
-        "Please report it, with what the same command prints under --debug."
+        f"{type(error).__name__}: {reason(error)}.{notes} `{command}` did not expect this: it is a "
+        "bug. Please report it, with what the same command prints under --debug."
     )

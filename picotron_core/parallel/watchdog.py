@@ -50,6 +50,7 @@ class Watchdog:
 
     store: a connection to it that nobody else uses.
     lost: what is said where the store is lost.
+    keeps_store: the store ends with this process, so others have to read it first.
     heard: why another rank has failed; "" while none has.
     """
 
@@ -58,6 +59,7 @@ class Watchdog:
     timeout_s: float = math.inf
     store: Any = None
     lost: str = "the store does not answer."
+    keeps_store: bool = False
     heard: str = ""
     _place: str = START_UP
     _until: float = 0.0  # it may go on, even if another rank fails
@@ -122,8 +124,8 @@ class Watchdog:
             words = f"Rank {self.rank} failed in {self._place}: {kind}{error}"
             error.add_note(f"That was rank {self.rank}, in {self._place}.")
         self._tell(words)
-        if self.rank == 0:
-            time.sleep(2 * POLL_S)  # with it goes the store, if it keeps it: others must hear first
+        if self.keeps_store:
+            time.sleep(2 * POLL_S)
         code = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
         self._code = int(getattr(error, "exit_code", code))
         self._over = min(self._over, time.monotonic())
@@ -256,8 +258,8 @@ class Watchdog:
         if words and self._code is None and self._waits is waits:
             self._tell(words)
             os.write(2, f"error: {words}\n".encode())  # Python's buffers may be locked by the work
-            if self.rank == 0:
-                time.sleep(2 * POLL_S)  # as in `fail`
+            if self.keeps_store:
+                time.sleep(2 * POLL_S)
             end_now(1)
         self._speaks = False
 

@@ -181,7 +181,12 @@ def join(*, timeout_s: float) -> World:
     else:
         store, hearts, lost = meet_over_tcp(place, timeout)
     watchdog = Watchdog(
-        rank=place.rank, size=place.size, timeout_s=timeout_s, store=hearts, lost=lost
+        rank=place.rank,
+        size=place.size,
+        timeout_s=timeout_s,
+        store=hearts,
+        lost=lost,
+        keeps_store=place.rank == 0 and line is None,
     )
     watchdog.start()
     return World(

@@ -100,6 +100,20 @@ def test_torchruns_rank_starts_no_ranks_of_its_own(tiny, tmp_path, monkeypatch):
     assert "leave out --nproc under torchrun" in err
 
 
+def test_torchrun_starts_the_ranks_as_well(tiny, tmp_path):
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    train = ["-m", "picotron_core.cli", "train", *tiny, "--run.dir", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, *command, *train, "--train.steps", "2", "--name", "two"],
+        capture_output=True,
+        text=True,
+        timeout=2 * WAIT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line["step"] for line in metrics(tmp_path) if "loss" in line] == [1, 2]
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the ranks in /proc")
 def test_a_killed_rank_ends_the_others_and_is_named(tiny, tmp_path):
     launcher = start(tiny, tmp_path, "--train.steps", "100000")

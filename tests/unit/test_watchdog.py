@@ -165,7 +165,7 @@ def test_it_acts_at_the_timeout_and_is_done_before_the_transport(monkeypatch):
     monkeypatch.setattr(module.os, "write", lambda *_: None)
     monkeypatch.setattr(module, "end_now", clock.leave)
     monkeypatch.setattr(Watchdog, "_signals_within", clock.signals)
-    dog = Watchdog(rank=0, size=2, timeout_s=30, store=object())
+    dog = Watchdog(rank=0, size=2, timeout_s=30, store=object(), keeps_store=True)
     dog.waiting("all_reduce over dp").__enter__()  # and never comes out
     with pytest.raises(SystemExit):
         dog._watch()
