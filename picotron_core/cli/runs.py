@@ -17,7 +17,7 @@ from picotron_core.cli.paths import absolute_paths, located
 from picotron_core.data.tokenizer import Tokenizer, open_tokenizer
 from picotron_core.data.tokenizer_files import tokenizer_files
 from picotron_core.engine.model_record import ModelRecord, make_record, read_record
-from picotron_core.engine.run_directory import RunDirectory
+from picotron_core.engine.run_directory import RunDirectory, refuse_links
 from picotron_core.errors import ConfigError, DamagedFileError
 from picotron_core.schema import Config
 
@@ -33,13 +33,18 @@ def find_run_folder(given: Path | str) -> tuple[RunDirectory, Path]:
         given: a run's folder or one of its checkpoints: relative to the working folder, "." in one
             of them, or a link to one.
 
-    Raises: ConfigError where no run is there; DamagedFileError where its config.toml is not a plain
-        file.
+    Raises: ConfigError where no run is there, or a folder in it is a link; DamagedFileError where
+        its config.toml is not a plain file.
     """
     run, wanted = located(given)
     config = run / "config.toml"
     try:
         mode = config.lstat().st_mode
+    except PermissionError:
+        raise ConfigError(
+            f"{given} is another user's, who lets you not read it. Have that user run "
+            f"`chmod -R a+rX {run}`, or give you a copy."
+        ) from None
     except OSError:
         raise ConfigError(
             f"{given} is not a run: it has no config.toml. `ls runs` shows what there is; a "
@@ -48,6 +53,7 @@ def find_run_folder(given: Path | str) -> tuple[RunDirectory, Path]:
     if not stat.S_ISREG(mode):
         what = "a link" if stat.S_ISLNK(mode) else "not a plain file"
         raise DamagedFileError(f"{config} is {what}. Restore it from a copy of the run's folder.")
+    refuse_links(RunDirectory(run))
     return RunDirectory(run), wanted
 
 

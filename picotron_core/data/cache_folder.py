@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
-from os import W_OK, access, scandir
+from os import W_OK, access, scandir, supports_effective_ids
 from os.path import realpath
 from pathlib import Path
 
@@ -71,13 +71,17 @@ def own_folder(cache_dir: Path, name: str) -> Path:
     folder = cache_dir / name
     try:
         _folder_of(folder, trusted_owners(cache_dir))
-        if access(folder, W_OK) or not folder.exists():
+        if not folder.exists() or _is_writable(folder):
             return folder
     except ForeignOwnerError:
         pass
     except OSError:  # there is no such cache yet, or it cannot be read: writing will tell
         return folder
     return _in_own_part(cache_dir, name)
+
+
+def _is_writable(folder: Path) -> bool:
+    return access(folder, W_OK, effective_ids=access in supports_effective_ids)
 
 
 def _in_own_part(cache_dir: Path, name: str) -> Path:

@@ -68,7 +68,7 @@ def _kept(blocks: Iterable[bytes], folder: Path | None) -> int:
 
     The system frees the space when the process ends, however it ends.
     """
-    folder = folder or Path(tempfile.gettempdir())
+    folder = Path(os.path.realpath(folder or tempfile.gettempdir()))  # it may lie behind a link
     try:
         files.make_folder(folder)
         made = Path(tempfile.mkdtemp(prefix=".pipe.", dir=folder))

@@ -122,7 +122,7 @@ def prepare(
             f"Cannot write the token cache in {cache_dir}: {error.strerror or error}. Free or "
             "unlock that disk, or choose another folder with --data.cache_dir."
         ) from error
-    return open_tokens(folder, corpus.label, owners=trusted_owners(cache_dir))
+    return open_tokens(folder, corpus.label, key=key, owners=trusted_owners(cache_dir))
 
 
 def open_cached(cache_dir: Path, key: str, label: str) -> Tokens | None:
@@ -165,7 +165,13 @@ def _build(
             tokenizer = _trained(corpus, split, vocab_size, report)
         tokenizer.save(making)
         text_bytes_of = _write_tokens(corpus, tokenizer, split, making, report)
-        write_meta(making, tokenizer=tokenizer, text_bytes=text_bytes_of, skipped=skipped)
+        write_meta(
+            making,
+            tokenizer=tokenizer,
+            text_bytes=text_bytes_of,
+            skipped=skipped,
+            key=folder.name,
+        )
         protect(making)
         # The files before the rename, the rename before anybody counts on it: a power cut
         # leaves a whole cache or none.

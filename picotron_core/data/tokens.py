@@ -31,7 +31,7 @@ from picotron_core.files import (
     replace_text,
 )
 
-FORMAT = 2
+FORMAT = 3
 META = "meta.json"
 FILES: dict[Part, str] = {"train": "train.bin", "validation": "validation.bin"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -93,10 +93,12 @@ def write_meta(
     tokenizer: Tokenizer,
     text_bytes: Mapping[Part, int],
     skipped: Mapping[str, int],
+    key: str,
 ) -> None:
     """Vouch for the files that lie in `folder`; nothing may be written to them after.
 
     Args:
+        key: of all that decides the tokens.
         skipped: how many records were skipped, by reason.
     """
     files = {}
@@ -105,6 +107,7 @@ def write_meta(
     dtype = token_dtype(tokenizer.vocab_size)
     meta = {
         "format": FORMAT,
+        "key": key,
         "dtype": dtype.name,
         "vocab_size": tokenizer.vocab_size,
         "eos_id": tokenizer.eos_id,
@@ -118,18 +121,21 @@ def write_meta(
 
 
 def open_tokens(
-    folder: Path, corpus: str = "corpus", *, owners: Collection[int] | None = None
+    folder: Path, corpus: str = "corpus", *, key: str = "", owners: Collection[int] | None = None
 ) -> Tokens:
     """Open a token cache, after reading every byte of it once.
 
     Args:
         corpus: what it was asked for; what it was made from may have lain elsewhere.
+        key: of the tokens that are wanted; "" for any.
         owners: the users to whom its files may belong; None for anyone.
 
     Raises: DamagedFileError that names the file if any is missing, cut, changed, a link, or
         another user's; DataError if they cannot be read.
     """
     meta = _read_meta(folder, owners)
+    if key and meta["key"] != key:
+        raise _damaged(folder / META, "is of other tokens: the folder was renamed or copied")
     vocab_size = meta["vocab_size"]
     dtype = np.dtype(meta["dtype"]).newbyteorder("<")
     with ExitStack() as stack:

@@ -19,7 +19,8 @@ needs_root = pytest.mark.skipif(
 # Code imports what it needs before it becomes another user: the interpreter's own files may be
 # readable by root alone.
 PRELUDE = """
-import os, sys, traceback
+import faulthandler, importlib, os, sys, traceback
+from contextlib import suppress
 from pathlib import Path
 
 def as_user(uid, work, *, umask=0o022):
@@ -27,6 +28,7 @@ def as_user(uid, work, *, umask=0o022):
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    faulthandler.dump_traceback_later(240, exit=True)
     try:
         os.setgroups([])
         os.setgid(uid)
@@ -39,17 +41,24 @@ def as_user(uid, work, *, umask=0o022):
             traceback.print_exc()
     sys.stdout.flush()
     os._exit(0)
+
+def import_what_is_needed_for(work, note):
+    # Do it once in a child, as root, and import here what it imported there.
+    as_user(0, lambda: (work(), note.write_text(" ".join(sys.modules))))
+    for name in note.read_text().split():
+        with suppress(Exception):
+            importlib.import_module(name)
 """
 
 
-def run(code: str, *arguments: object) -> list[str]:
+def run(code: str, *arguments: object, errors_too: bool = False) -> list[str]:
     """Run code that calls `as_user(uid, work)`; the lines that it prints: DONE and what `work`
     returned, or the name of an exception and its message.
     """
     done = subprocess.run(
         [sys.executable, "-c", PRELUDE + code, *map(str, arguments)],
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.STDOUT if errors_too else None,
         env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},  # its threads outlive no fork
         text=True,
         timeout=300,

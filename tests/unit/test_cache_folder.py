@@ -199,6 +199,15 @@ def test_an_entry_that_is_no_plain_one_is_refused(corpus, tmp_path, name, turned
     assert "\n" not in str(caught.value)
 
 
+def test_an_entry_under_the_name_of_another_is_refused(corpus, tmp_path):
+    """In a folder that others may write to they can rename it, and it is still this user's."""
+    wanted, other = build(corpus, tmp_path).folder, build(corpus, tmp_path, seed=1).folder
+    shutil.rmtree(wanted)
+    other.rename(wanted)
+    with pytest.raises(DamagedFileError, match=r"meta\.json is of other tokens"):
+        build(corpus, tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
 def test_a_lock_that_is_no_plain_file_is_one_line(corpus, tmp_path, kind):
     tokens = build(corpus, tmp_path / "cache")
@@ -242,7 +251,8 @@ def build(cache_dir=None):
     return folder, sum(map(int, tokens.train)), os.stat(tokens.folder).st_uid
 
 with tempfile.TemporaryDirectory() as folder:
-    build(Path(folder))  # imports everything
+    import_what_is_needed_for(lambda: build(Path(folder) / "cache"), Path(folder) / "modules")
+print("BEGIN")
 
 def folder_of(owner, mode):
     shared.mkdir()
@@ -254,7 +264,8 @@ def folder_of(owner, mode):
 def shared_by(code, corpus, folder):
     text = shutil.copy(corpus, folder)
     os.chmod(text, 0o644)
-    return run(SHARED + code, text, folder / "cache")
+    lines = run(SHARED + code, text, folder / "cache")
+    return lines[lines.index("BEGIN") + 1 :]
 
 
 @needs_root

@@ -278,7 +278,9 @@ def test_meta_that_vouches_for_ids_outside_the_vocabulary_is_refused(copied):
     ids[7] = 512
     ids.tofile(copied / "train.bin")
     tokenizer = open_tokenizer(copied, eos_id=0)
-    write_meta(copied, tokenizer=tokenizer, text_bytes={"train": 1, "validation": 1}, skipped={})
+    write_meta(
+        copied, tokenizer=tokenizer, text_bytes={"train": 1, "validation": 1}, skipped={}, key=""
+    )
     with pytest.raises(DamagedFileError, match=r"train\.bin holds id 512, vocabulary 512"):
         open_tokens(copied)
 

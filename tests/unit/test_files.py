@@ -113,7 +113,8 @@ ALLOWED = {
     ("picotron_core/parallel/folder_store.py", "os.link"): OWN_TEMPORARY,
     ("picotron_core/parallel/private_folder.py", "tempfile.mkdtemp"): OWN_TEMPORARY,
     ("picotron_core/parallel/private_folder.py", "shutil.rmtree"): OWN_TEMPORARY,
-    ("picotron_core/cli/job.py", "tokens.tokenizer.save"): OWN_METHOD,
+    ("picotron_core/data/tokenizer_files.py", "TemporaryDirectory"): OWN_TEMPORARY,
+    ("picotron_core/data/tokenizer_files.py", "tokenizer.save"): OWN_METHOD,
     ("picotron_core/cli/trace/schedule.py", "picture.save"): OWN_METHOD,
     ("picotron_core/cli/trace/ring.py", "picture.save"): OWN_METHOD,
     ("picotron_core/cli/export.py", "save_file"): "into a folder that export has just made: the "
