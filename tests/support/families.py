@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -86,7 +87,11 @@ def _sentencepiece() -> Tokenizer:
         vocab_size=420, special_tokens=["<unk>", "<s>", "</s>", *BYTES], show_progress=False
     )
     model = models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True)
-    return _trained(model, trainer, pre_tokenizer=pre_tokenizers.Metaspace(prepend_scheme="always"))
+    metaspace = pre_tokenizers.Metaspace(prepend_scheme="always")
+    trained = json.loads(_trained(model, trainer, pre_tokenizer=metaspace).to_str())
+    # The trainer makes special tokens of the bytes, which would be left out of a text.
+    trained["added_tokens"] = [t for t in trained["added_tokens"] if t["content"] not in BYTES]
+    return Tokenizer.from_str(json.dumps(trained))
 
 
 SENTENCEPIECE = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
