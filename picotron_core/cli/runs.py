@@ -113,6 +113,14 @@ def new_record(
             ids = {"bos_token_id": bos_id, "eos_token_id": ends, "pad_token_id": pad_id}
             changed = json.dumps(json.loads(generation_config) | ids, indent=2)
             generation_config = f"{changed}\n".encode()
+    if not set(ends) <= set(_ids(architecture.eos_token_id)):
+        architecture = replace(architecture, eos_token_id=ends)
+    if generation_config is not None:
+        # transformers ends a text where this file says, and reads no other where it is.
+        values = json.loads(generation_config)
+        if not set(ends) <= set(_ids(values.get("eos_token_id"))):
+            changed = json.dumps(values | {"eos_token_id": ends}, indent=2)
+            generation_config = f"{changed}\n".encode()
     return make_record(
         architecture,
         files,
@@ -120,6 +128,13 @@ def new_record(
         ends=ends,
         generation_config=generation_config,
     )
+
+
+def _ids(eos: Any) -> list[int]:
+    """An eos_token_id as Hugging Face's configs have it: an id, several, or none."""
+    if eos is None:
+        return []
+    return [eos] if isinstance(eos, int) else list(eos)
 
 
 def tokenizer_source(config: Config) -> str:
