@@ -1,5 +1,5 @@
 """`picotron` commands as forks of one process that has imported torch: each starts at once, and is
-from then on a real process, with the descriptors, ignored signals and terminal that a test asks for.
+from then on a real process, with the descriptors, ignored signals and terminal of a test.
 """
 
 from __future__ import annotations

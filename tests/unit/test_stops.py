@@ -1,5 +1,5 @@
-"""However a run is stopped, and whatever becomes of its console and its folder: no step is lost, the
-exit code says what happened, and nothing half-made is left.
+"""However a run is stopped, and whatever becomes of its console and its folder: no step is lost,
+the exit code says what happened, and nothing half-made is left.
 
 Real processes, signals, pipes and terminals. Each is waited for by what it writes.
 """
@@ -126,7 +126,7 @@ def test_ctrl_c_twice_quits_even_in_a_save_that_does_not_end(start, tmp_path):
 
 def test_an_evaluation_is_left_for_a_signal(start, tmp_path):
     run = tmp_path / "runs" / "a"
-    endless = ("--train.eval_every", "2", "--train.eval_samples", "100000000")
+    endless = ("--train.eval_every", "2", "--train.eval_samples", "10000000")
     many = ("--data.val_fraction", "0.5", "--data.seq_len", "2", "--train.micro_batch", "1")
     command = start(*LONG, *endless, *many)
     command.until_true(lambda: len(steps_of(run)) if (run / "metrics.jsonl").exists() else 0)
@@ -147,24 +147,24 @@ def code_of(number: int) -> int:
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory) -> Path:
-    """Text that takes some seconds to tokenise."""
+    """Text that takes a while to read and to tokenise."""
     path = tmp_path_factory.mktemp("long") / "text.txt"
-    path.write_text("".join(f"{n} times {n % 7} is what the table says\n" for n in range(400_000)))
+    path.write_text("".join(f"{n % 91} times {n % 7} is in the table\n" for n in range(200_000)))
     return path
 
 
 @pytest.mark.parametrize("number", BEFORE)
-def test_a_signal_ends_a_run_that_tokenises(start, text, tmp_path, number):
+def test_a_signal_ends_a_run_that_reads_and_tokenises(start, text, tmp_path, number):
     cache = tmp_path / "cache"
     data = ("--data", str(text), "--data.cache_dir", str(cache))
     command = start("--name", "a", *data)
-    command.until(command.out, "data   tokenising")
+    command.until(command.out, "data   ")
     command.send(number)
     assert command.wait() == code_of(number)
     assert command.text().splitlines()[-1].startswith(("Interrupted.", "Stopped by SIG"))
     assert "Traceback" not in command.text()
     assert not list(tmp_path.glob("runs/*"))
-    assert not [path for path in cache.iterdir() if path.is_dir()]
+    assert not list(cache.glob("**/tokenizer.json"))  # neither whole tokens nor half of them
 
 
 @pytest.mark.parametrize("number", BEFORE[::3])
@@ -282,7 +282,7 @@ def test_a_reader_that_does_not_read_cannot_keep_a_run_from_saving(start, tmp_pa
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
+    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 16384)
     command = start(*LONG, "--run.log_every", "1", files={OUT: str(pipe)})
     until_steps(command, run)
     stuck = Path(f"/proc/{command.pid}/wchan")
@@ -297,20 +297,21 @@ def test_a_reader_that_does_not_read_cannot_keep_a_run_from_saving(start, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("steps", "told"),
+    ("steps", "ranks"),
     [
-        ("6", "runs/a is finished: step 6 of 6. Nothing to do"),
-        ("4", "runs/a is finished: step 6 of 4. Nothing to do"),
+        ("6", "1"),
+        ("4", "1"),
+        pytest.param("6", "2", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("ranks", ["1", "2"])
-def test_a_finished_run_that_is_started_again_ends_well(start, tmp_path, steps, told, ranks):
+def test_a_finished_run_that_is_started_again_ends_well(start, tmp_path, steps, ranks):
     run = tmp_path / "runs" / "a"
     again = (*SHORT, "--run.resume", "true")
     assert start(*again).wait() == 0
     before = content(run)
     command = start(*again, "--train.steps", steps, "--nproc", ranks)
     assert command.wait() == 0
+    told = f"runs/a is finished: step 6 of {steps}. Nothing to do"
     assert command.text().count(told) == 1
     assert content(run) == before
 
