@@ -131,6 +131,11 @@ def open_lock(path: Path) -> FileIO:
             raise refused from None
 
 
+def open_null() -> int:
+    """A descriptor of the null device, for reading and writing."""
+    return os.open(os.devnull, os.O_RDWR)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[FileIO]:
     """Write a file beside `path`, and rename it to `path` at the end of the block.

@@ -47,8 +47,9 @@ def run_export(path: Path, folder: Path, *, dtype: str, shard_mb: float) -> int:
         _write(run, checkpoint, temporary, getattr(torch, dtype), shard_mb * 1e6)
         rename(temporary, folder)
     except (OSError, SafetensorError) as error:  # the latter hides that the disk is full
-        remove_tree(temporary)
         raise RunError(f"Cannot write {folder}: {error}.") from None
+    finally:  # also where a signal or another error came
+        remove_tree(temporary)
     print(f"{checkpoint.folder} as {folder}:\n")
     print(f"  AutoModelForCausalLM.from_pretrained({str(folder)!r})")
     return 0

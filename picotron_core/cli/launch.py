@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from picotron_core.cli.model import draft_of, replicas_of
-from picotron_core.cli.stop import INTERRUPTED, REQUEUE, SIGNALS, Stopped
+from picotron_core.cli.stop import INTERRUPTED, REQUEUE, SIGNALS, Stopped, stays_ignored
 from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.errors import ConfigError, RunError, reason
 from picotron_core.parallel import network
@@ -160,8 +160,8 @@ _TORCHRUNS = {"MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE", "TOR
 
 @contextmanager
 def _signals_noted() -> Iterator[list[int]]:
-    """While this lasts, signals to stop are appended to the list. A hangup that was ignored from
-    the start, as under nohup, stays ignored, here and in the ranks.
+    """While this lasts, signals to stop are appended to the list, but for those that were ignored
+    from the start and stay so, here and in the ranks.
     """
     noted: list[int] = []
 
@@ -170,8 +170,7 @@ def _signals_noted() -> Iterator[list[int]]:
 
     former = {}
     for number in (*SIGNALS, signal.SIGQUIT):
-        ignored = signal.getsignal(number) == signal.SIG_IGN
-        if not ignored or number == signal.SIGINT:
+        if not stays_ignored(number):
             former[number] = signal.signal(number, note)
     try:
         yield noted

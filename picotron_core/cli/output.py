@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from picotron_core.files import open_null
+
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
@@ -69,11 +71,13 @@ def open_missing() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+            os.set_inheritable(open_null(), True)
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
-            null: Any = io.FileIO(number, "r" if number == 0 else "w", closefd=False)
-            setattr(sys, name, io.TextIOWrapper(io.BufferedReader(null) if number == 0 else null))
+            raw: Any = (
+                io.BufferedReader(io.FileIO(0, closefd=False)) if not number else Lasting(number)
+            )
+            setattr(sys, name, io.TextIOWrapper(raw, line_buffering=True))
 
 
 @contextmanager
@@ -131,7 +135,7 @@ def flush_or_drop() -> OSError | None:
     try:
         sys.stdout.flush()
     except OSError as error:
-        null = os.open(os.devnull, os.O_WRONLY)
+        null = open_null()
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
         return error

@@ -175,7 +175,7 @@ def _handled_by(handler: Handler) -> Iterator[dict[int, Any]]:
     former: dict[int, Any] = {}
     try:
         for number in SIGNALS:
-            if not _stays_ignored(number):
+            if not stays_ignored(number):
                 former[number] = signal.getsignal(number)
                 signal.signal(number, handler)
         yield former
@@ -184,19 +184,19 @@ def _handled_by(handler: Handler) -> Iterator[dict[int, Any]]:
             signal.signal(number, signal.SIG_DFL if before is None else before)
 
 
-def _stays_ignored(number: int) -> bool:
+def stays_ignored(number: int) -> bool:
     """Whether a signal was ignored when this process started, and is meant to stay so.
 
     `nohup` ignores SIGHUP for the command that it starts. A shell without job control ignores
-    SIGINT for what it starts in the background, for the Ctrl-C that ends the script would reach it
+    SIGINT and SIGQUIT for what it starts in the background, for the Ctrl-C that ends the script would reach it
     as well; without a terminal there is no Ctrl-C, and SIGINT was sent to this very process. Other
     signals are heard even so: a script ignores them for itself while its ranks are to save.
     """
     if signal.getsignal(number) is not signal.SIG_IGN:
         return False
-    return number == getattr(signal, "SIGHUP", None) or (
-        number == signal.SIGINT and _has_terminal()
-    )
+    if number == getattr(signal, "SIGHUP", None):
+        return True
+    return number in (signal.SIGINT, getattr(signal, "SIGQUIT", None)) and _has_terminal()
 
 
 def _has_terminal() -> bool:

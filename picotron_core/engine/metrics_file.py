@@ -68,14 +68,18 @@ class Metrics:
     def __init__(self, run: RunDirectory) -> None:
         self.run = run
         self.waiting: deque[Record] = deque()
+        self.begun = False  # a line was written
 
     def append(self, record: Record) -> None:
         refused_before = bool(self.waiting)
+        if self.begun and not refused_before and not self.run.metrics.exists():
+            log.warning("%s was deleted; it is begun anew.", self.run.metrics)
         self.waiting.append(record)
         try:
             while self.waiting:
                 append_metrics(self.run, self.waiting[0])
                 self.waiting.popleft()
+                self.begun = True
         except OSError as error:
             if not refused_before:
                 log.warning(
