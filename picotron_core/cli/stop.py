@@ -188,9 +188,10 @@ def stays_ignored(number: int) -> bool:
     """Whether a signal was ignored when this process started, and is meant to stay so.
 
     `nohup` ignores SIGHUP for the command that it starts. A shell without job control ignores
-    SIGINT and SIGQUIT for what it starts in the background, for the Ctrl-C that ends the script would reach it
-    as well; without a terminal there is no Ctrl-C, and SIGINT was sent to this very process. Other
-    signals are heard even so: a script ignores them for itself while its ranks are to save.
+    SIGINT and SIGQUIT for what it starts in the background, for the Ctrl-C that ends the script
+    would reach it as well; without a terminal there is no Ctrl-C, and SIGINT was sent to this very
+    process. Other signals are heard even so: a script ignores them for itself while its ranks are
+    to save.
     """
     if signal.getsignal(number) is not signal.SIG_IGN:
         return False
