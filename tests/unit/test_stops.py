@@ -25,6 +25,10 @@ LONG = ("--train.steps", "1000000", "--checkpoint.every", "0", "--name", "a")
 SHORT = ("--train.steps", "6", "--checkpoint.every", "2", "--name", "a")
 
 
+def slow(value: object) -> object:
+    return pytest.param(value, marks=pytest.mark.slow)
+
+
 @pytest.fixture(scope="module")
 def zygote() -> Iterator[Zygote]:
     started = Zygote()
@@ -68,7 +72,7 @@ def content(folder: Path) -> dict[str, bytes]:
 # Signals while it trains.
 
 
-@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR2", "SIGXCPU", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGXCPU", slow("SIGUSR2"), slow("SIGTERM")])
 def test_a_signal_saves_the_step_that_is_under_way(start, tmp_path, name):
     run = tmp_path / "runs" / "a"
     command = start(*LONG)
@@ -153,7 +157,7 @@ def text(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("number", BEFORE)
+@pytest.mark.parametrize("number", [*BEFORE[::3], *map(slow, BEFORE[1:3])])
 def test_a_signal_ends_a_run_that_reads_and_tokenises(start, text, tmp_path, number):
     cache = tmp_path / "cache"
     data = ("--data", str(text), "--data.cache_dir", str(cache))
@@ -180,7 +184,7 @@ def test_a_signal_ends_a_run_that_waits_for_another(start, tmp_path, number):
     assert [path.name for path in lock.parent.iterdir()] == ["lock"]
 
 
-@pytest.mark.parametrize("words", [["train"], ["plan"], ["generate", "runs/a"]])
+@pytest.mark.parametrize("words", [["train"], slow(["plan"]), slow(["generate", "runs/a"])])
 @pytest.mark.parametrize("number", BEFORE[::3])
 def test_a_signal_during_the_imports_is_one_line(tiny, tmp_path, words, number):
     if words == ["plan"] and number != signal.SIGINT:
@@ -213,9 +217,9 @@ OUT, ERR = 1, 2
     "files",
     [
         {OUT: CLOSED},
-        {ERR: CLOSED},
+        slow({ERR: CLOSED}),
         {0: CLOSED, OUT: CLOSED, ERR: CLOSED},
-        {0: CLOSED, OUT: "/dev/full"},
+        slow({0: CLOSED, OUT: "/dev/full"}),
         {OUT: "/dev/full", ERR: "/dev/full"},
         {OUT: "pipe"},
         {OUT: "pipe", ERR: "pipe"},
@@ -340,7 +344,9 @@ def replaced(run: Path) -> None:
     (run / "checkpoints").mkdir(parents=True)
 
 
-@pytest.mark.parametrize("at_the_end", [True, False], ids=["end", "save"])
+@pytest.mark.parametrize(
+    "at_the_end", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["end", "save"]
+)
 @pytest.mark.parametrize(
     ("harm", "left"),
     [
