@@ -1,9 +1,10 @@
 # Each target works on a fresh clone with nothing but make and Python 3.11-3.13.
 PYTHON ?= python3
+FUZZ_SEED ?= 0
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test slow check conformance meta parity failures bench format clean torture
+.PHONY: demo test slow check conformance meta parity failures bench format clean torture fuzz
 
 demo: .venv/run  ## train a small model on the Python standard library, and read what it writes
 	$(BIN)/picotron train examples/demo.toml
@@ -29,6 +30,10 @@ check: .venv/dev  ## lint, format, types, import law
 
 torture: .venv/dev  ## kill -9 two hundred times, half of them in mid save: two to ten minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/reliability/test_torture.py --kills 100
+
+fuzz: .venv/dev  ## 500 random settings, 500 damaged runs: another FUZZ_SEED asks others
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal tests/fuzz \
+		--fuzz-seed $(FUZZ_SEED) --fuzz-count 500
 
 meta: .venv/dev  ## the suite against all wrong and right kernels: about an hour, writes docs/kill_matrix.md
 	OMP_NUM_THREADS=1 $(BIN)/python tests/meta/kill_matrix.py

@@ -5,7 +5,9 @@ then on a process like any other.
 from __future__ import annotations
 
 import json
+import math
 import os
+import resource
 import runpy
 import signal
 import socket
@@ -79,6 +81,7 @@ def serve() -> None:
 
     {"arguments": as after `python`, "variables": [all of a child's environment, ...], "cwd",
     "folder": for out-N and err-N, "timeout_s"} -> exit codes, null of those that were killed then.
+    With "stop_s", each code is a pair with whether it got SIGTERM; "data_mb" limits memory.
     """
     import matplotlib.figure
     import picotron_conformance.run
@@ -95,10 +98,17 @@ def serve() -> None:
             for n, variables in enumerate(asked["variables"])
         ]
         end = time.monotonic() + asked["timeout_s"]
-        print(json.dumps([wait(child, end) for child in children]), flush=True)
+        if "stop_s" in asked:
+            stop = time.monotonic() + asked["stop_s"]
+            ended = [(wait(child, end, stop=stop), time.monotonic() > stop) for child in children]
+            print(json.dumps(ended), flush=True)
+        else:
+            print(json.dumps([wait(child, end) for child in children]), flush=True)
 
 
 def _script(asked: dict[str, Any]) -> None:
+    if limit := asked.get("data_mb"):
+        resource.setrlimit(resource.RLIMIT_DATA, (limit << 20, limit << 20))
     os.chdir(asked["cwd"])
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
@@ -115,9 +125,16 @@ def _script(asked: dict[str, Any]) -> None:
         runpy.run_path(first, run_name="__main__")
 
 
-def wait(child: int, end: float) -> int | None:
-    """Its exit code; None if it has not ended by then, and was killed."""
+def wait(child: int, end: float, *, stop: float = math.inf) -> int | None:
+    """Its exit code; None if it has not ended by then, and was killed.
+
+    Args:
+        stop: when it gets SIGTERM.
+    """
     while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        if time.monotonic() > stop:
+            os.kill(child, signal.SIGTERM)
+            stop = math.inf
         if time.monotonic() > end:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
