@@ -10,8 +10,12 @@ CRASHES = ("Traceback (most recent call last)", "Fatal Python error", "terminate
 STOPPED = (75, 130)  # asked to stop: saved, or nothing to save yet
 
 
-def fault(outcome: Outcome) -> str | None:
-    """A sentence, or None."""
+def fault(outcome: Outcome, *, reports: bool = False) -> str | None:
+    """A sentence, or None.
+
+    Args:
+        reports: the command fails by what it reports, without an error of its own.
+    """
     for crash in CRASHES:
         if crash in outcome.said:
             return f"it printed {crash!r}"
@@ -21,7 +25,7 @@ def fault(outcome: Outcome) -> str | None:
         return f"signal {-outcome.code} ended it"
     if outcome.code == 0 or (outcome.was_asked_to_stop and outcome.code in STOPPED):
         return None
-    if not error_line(outcome):
+    if not error_line(outcome) and not reports:
         return f"it ended with {outcome.code} and no line 'error: '"
     return None
 
