@@ -50,7 +50,8 @@ def progress(run: Path) -> Progress:
         parts["step"].append(rows.step[kept].astype(np.float64))
         for key, values in rows.values.items():
             parts[key].append(values[kept])
-    columns = {key: np.concatenate([np.empty(0), *part]) for key, part in parts.items()}
+    # One at a time, for a long run's parts and columns together take twice the memory.
+    columns = {key: np.concatenate([np.empty(0), *parts.pop(key)]) for key in list(parts)}
 
     def known(key: str) -> Floats:
         values = columns[key]
