@@ -33,6 +33,14 @@ def fuzz_seed(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture(scope="session")
+def fuzz_all(request: pytest.FixtureRequest) -> bool:
+    """Whether a damaged run is used by all commands; in CI by two of them."""
+    options = ("--fuzz-count", "--fuzz-case")
+    given = [request.config.getoption(name, default=None) for name in options]
+    return given != [CASES, None] and given != [None, None]
+
+
+@pytest.fixture(scope="session")
 def server() -> Iterator[commands.Server]:
     with commands.serving() as server:
         yield server

@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-Damage = Callable[[Random, Path, Path], str]
+Damage = Callable[[Random, Path, Path, Path], str]
 
 
 def files_of(run: Path) -> list[Path]:
@@ -30,11 +30,12 @@ def corrupt(random: Random, run: Path, other: Path) -> tuple[Path, str]:
     target = random.choice(files_of(folder))
     while True:
         damage = random.choice(DAMAGES)
-        if done := damage(random, target, other / target.relative_to(run)):
-            return target.relative_to(run), done
+        name = target.relative_to(run)
+        if done := damage(random, target, other / name, run.parents[1] / "kept elsewhere"):
+            return name, done
 
 
-def _flip(random: Random, target: Path, _: Path) -> str:
+def _flip(random: Random, target: Path, *_: Path) -> str:
     data = bytearray(target.read_bytes())
     places = [random.randrange(len(data)) for _ in range(random.choice((1, 1, 3)))]
     for place in places:
@@ -43,13 +44,13 @@ def _flip(random: Random, target: Path, _: Path) -> str:
     return f"bits flipped at {places}"
 
 
-def _cut(random: Random, target: Path, _: Path) -> str:
+def _cut(random: Random, target: Path, *_: Path) -> str:
     size = random.randrange(target.stat().st_size)
     os.truncate(target, size)
     return f"cut to {size} bytes"
 
 
-def _zero(random: Random, target: Path, _: Path) -> str:
+def _zero(random: Random, target: Path, *_: Path) -> str:
     data = bytearray(target.read_bytes())
     begin = random.randrange(len(data))
     length = min(random.choice((1, 16, 4096)), len(data) - begin)
@@ -58,37 +59,37 @@ def _zero(random: Random, target: Path, _: Path) -> str:
     return f"{length} bytes zeroed at {begin}"
 
 
-def _extend(random: Random, target: Path, _: Path) -> str:
+def _extend(random: Random, target: Path, *_: Path) -> str:
     tail = random.choice((b"\0", b"\n", b"}", b"\xff\xfe", bytes(5000), random.randbytes(100)))
     with target.open("ab") as file:
         file.write(tail)
     return f"followed by {len(tail)} bytes"
 
 
-def _empty(random: Random, target: Path, _: Path) -> str:
+def _empty(random: Random, target: Path, *_: Path) -> str:
     target.write_bytes(b"")
     return "emptied"
 
 
-def _delete(random: Random, target: Path, _: Path) -> str:
+def _delete(random: Random, target: Path, *_: Path) -> str:
     target.unlink()
     return "deleted"
 
 
-def _replace(random: Random, target: Path, _: Path) -> str:
-    kept = target.with_name("kept elsewhere").rename(target.parents[3] / "kept elsewhere")
+def _replace(random: Random, target: Path, _: Path, elsewhere: Path) -> str:
+    target.rename(elsewhere)
     kind = random.choice(("folder", "pipe", "link", "broken link", "loop", "endless link"))
     if kind == "folder":
         target.mkdir()
     elif kind == "pipe":
         os.mkfifo(target)
     else:
-        names = {"link": kept, "broken link": "nothing", "loop": target.name}
+        names = {"link": elsewhere, "broken link": "nothing", "loop": target.name}
         target.symlink_to(names.get(kind, "/dev/zero"))
     return f"replaced by a {kind}"
 
 
-def _swap(random: Random, target: Path, _: Path) -> str:
+def _swap(random: Random, target: Path, *_: Path) -> str:
     second = random.choice([path for path in target.parent.iterdir() if path.is_file()])
     if second == target:
         return ""
@@ -98,14 +99,14 @@ def _swap(random: Random, target: Path, _: Path) -> str:
     return f"swapped with {second.name}"
 
 
-def _of_another_run(random: Random, target: Path, same: Path) -> str:
+def _of_another_run(random: Random, target: Path, same: Path, _: Path) -> str:
     if not same.exists() or same.read_bytes() == target.read_bytes():
         return ""
     shutil.copyfile(same, target)
     return "taken from another run"
 
 
-def _edit_json(random: Random, target: Path, _: Path) -> str:
+def _edit_json(random: Random, target: Path, *_: Path) -> str:
     """A number, a text or an entry of a JSON file changed, as an editor would."""
     if target.suffix not in (".json", ".jsonl"):
         return ""
@@ -146,7 +147,7 @@ def _changed(random: Random, value: Any) -> Any:
     return f"{value}x" if isinstance(value, str) else value
 
 
-def _edit_toml(random: Random, target: Path, _: Path) -> str:
+def _edit_toml(random: Random, target: Path, *_: Path) -> str:
     """A number of config.toml changed: the user's own right, so it is no damage but a setting."""
     if target.suffix != ".toml":
         return ""
