@@ -33,7 +33,8 @@ def test_any_settings_end_well(
     )
     if wrong := judge.fault(outcome):
         pytest.fail(
-            f"{wrong}. Again: python -m pytest tests/fuzz/{Path(__file__).name} --fuzz-seed {fuzz_seed} "
-            f"--fuzz-case {case}\n{words} {drawn.env}\n{text}\n{outcome.said[-3000:]}",
+            f"{wrong}. Again: python -m pytest tests/fuzz/{Path(__file__).name} "
+            f"--fuzz-seed {fuzz_seed} --fuzz-case {case}\n"
+            f"{words} {drawn.env}\n{text}\n{outcome.said[-3000:]}",
             pytrace=False,
         )
