@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 from picotron_core.checkpoint.commit import CHECKPOINTS, is_checkpoint
@@ -28,7 +27,7 @@ def with_absolute_paths(config: Config) -> Config:
     model = config.model.model_copy(update={"path": _if_there(config.model.path)})
     data = config.data.model_copy(
         update={
-            "paths": absolute_paths(config.data.paths),
+            "paths": [_if_there(path) for path in config.data.paths],
             "tokenizer": _if_there(config.data.tokenizer),
             "cache_dir": _absolute(config.data.cache_dir),
         }
@@ -37,9 +36,11 @@ def with_absolute_paths(config: Config) -> Config:
     return config.model_copy(update={"model": model, "data": data, "run": run})
 
 
-def absolute_paths(paths: Iterable[str]) -> list[str]:
-    """The same for `data.paths`."""
-    return [_if_there(path) for path in paths]
+def is_same(given: str, other: str) -> bool:
+    """Whether a setting names the same place as another, which may be written as an absolute path.
+    Nothing need be there any more.
+    """
+    return given == other or bool(given and other and _absolute(given) == _absolute(other))
 
 
 def _if_there(path: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from picotron_core.checkpoint.load import Checkpoint, find_checkpoint
 from picotron_core.checkpoint.manifest import Facts
 from picotron_core.cli.model import architecture_of
-from picotron_core.cli.paths import absolute_paths, located
+from picotron_core.cli.paths import is_same, located
 from picotron_core.data.tokenizer import Tokenizer, open_tokenizer
 from picotron_core.data.tokenizer_files import tokenizer_files
 from picotron_core.engine.model_record import ModelRecord, make_record, read_record
@@ -164,7 +164,7 @@ def with_origin(config: Config, facts: Facts) -> Config:
     """
     recorded = facts.config.get("model") or {}
     began = {"path": recorded.get("path", ""), "pretrained": recorded.get("pretrained", True)}
-    if absolute_paths([config.model.path]) != absolute_paths([began["path"]]):
+    if not is_same(config.model.path, began["path"]):
         log.warning(
             "model.path = %r has no effect on a run that goes on: its model is in its own folder.",
             config.model.path,
@@ -180,7 +180,7 @@ def tokenizer_of(config: Config, kept: ModelRecord | None, facts: Facts | None) 
     if not (kept and facts and source):
         return source
     recorded = (facts.config.get("data") or {}).get("tokenizer", "")
-    if absolute_paths([config.data.tokenizer]) != absolute_paths([recorded]):
+    if not is_same(config.data.tokenizer, recorded):
         return source
     return kept.tokenizer
 

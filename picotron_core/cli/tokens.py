@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from picotron_core.checkpoint.manifest import Facts
-from picotron_core.cli.paths import absolute_paths
+from picotron_core.cli.paths import is_same
 from picotron_core.data.corpus import open_corpus
 from picotron_core.data.loader import num_windows
 from picotron_core.data.token_cache import Progress, open_cached, prepare
@@ -18,8 +18,8 @@ from picotron_core.data.tokens import Tokens
 from picotron_core.errors import DamagedFileError, DataError
 from picotron_core.schema import Config
 
-# What of [data] decides the tokens.
-DECIDING = ("text_field", "split", "on_bad", "tokenizer", "vocab_size", "val_fraction")
+# What of [data] decides the tokens, beside the paths.
+DECIDING = ("text_field", "split", "on_bad", "vocab_size", "val_fraction")
 log = logging.getLogger("picotron")
 
 
@@ -74,9 +74,12 @@ def _is_as_recorded(config: Config, facts: Facts) -> bool:
     """
     recorded = facts.config.get("data") or {}
     now = config.data.model_dump(mode="json")
-    paths = absolute_paths(recorded.get("paths") or ())
-    return absolute_paths(config.data.paths) == paths and all(
-        now[key] == recorded.get(key) for key in DECIDING
+    paths = recorded.get("paths") or []
+    return (
+        len(config.data.paths) == len(paths)
+        and all(map(is_same, config.data.paths, paths))
+        and is_same(config.data.tokenizer, recorded.get("tokenizer") or "")
+        and all(now[key] == recorded.get(key) for key in DECIDING)
     )
 
 

@@ -451,6 +451,22 @@ def test_a_resume_without_text_and_cache_names_both(project, tmp_path):
     assert config["data"]["paths"] == [str(text)]
 
 
+def test_the_same_command_again_goes_on_without_base_tokenizer_and_text(project, caplog):
+    """As a scheduler starts it, with its relative paths; nothing lies there any more."""
+    paths = ("--model.path", "base", "--data.tokenizer", "words", "--data", "text.txt")
+    shutil.copytree(project / "base", project / "words")
+    command = ("train", *SHORT, *paths, "--data.cache_dir", "cache", "--run.resume", "true")
+    code, _, err = picotron(project, *command, "--name", "again")
+    assert code == 0, err
+    for name in ("base", "words"):
+        shutil.rmtree(project / name)
+    (project / "text.txt").unlink()
+    code, _, err = picotron(project, *command, "--name", "again", "--train.steps", "3")
+    assert code == 0, err
+    assert "resumed from" in caplog.text
+    assert "has no effect" not in caplog.text
+
+
 @pytest.mark.parametrize("given", ["nowhere.txt", "other.txt"])
 def test_no_cache_stands_in_for_other_text(given, project, tmp_path):
     (project / "text.txt").rename(project / "gone.txt")
