@@ -113,7 +113,8 @@ def _refuse_oddities(stored: Stored, head: bytes, found: Format, text_field: str
         return
     records = list(records_in(head_text(head, found.encoding), found.kind))
     fields = [list(record) for record in records if isinstance(record, dict)]
-    if records and not any(text_field in names for names in fields):
+    are_texts = any(isinstance(record, str) for record in records)
+    if records and not are_texts and not any(text_field in names for names in fields):
         bad = without_field(stored.name, text_field, fields[0] if fields else [])
         reason = f"JSON without {text_field!r}"
         raise UnsuitableFileError(reason, f"{bad.message}. {bad.advice}")
