@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,8 @@ class Scans:
         try:
             files.make_folder(self.path.parent, mode=0o755)
             if _is_ours(self.path.parent):
-                content = json.dumps({"version": VERSION, "files": self.used})
-                files.replace_text(self.path, content)
+                content = json.dumps([VERSION, self.used])
+                files.replace_text(self.path, f"{zlib.crc32(content.encode())}\n{content}")
         except OSError:  # a cache that only others may write
             return
 
@@ -68,15 +69,16 @@ def open_scans(cache_dir: Path | None, named: Path, text_field: str) -> Scans:
         return Scans(None)
     resolved = os.fsencode(named.resolve())
     key = hashlib.sha256(resolved + b"\n" + os.fsencode(text_field)).hexdigest()[:32]
-    path = cache_dir / f"files-{os.getuid()}" / f"{key}.json"
+    path = cache_dir / f"files-{files.user_id()}" / f"{key}.json"
     try:
         if not _is_ours(path.parent):
             return Scans(None)
-        with files.open_regular(path) as file:
-            kept = json.loads(file.read())
-        if kept["version"] == VERSION:
-            return Scans(path, kept["files"])
-    except (OSError, ValueError, KeyError, TypeError):  # none yet, or not ours
+        with files.open_regular(path, owners={files.user_id()}) as file:
+            checksum, _, content = file.read().partition(b"\n")
+        if int(checksum) == zlib.crc32(content):
+            version, kept = json.loads(content)
+            return Scans(path, kept if version == VERSION else {})
+    except (OSError, ValueError):  # none yet, not ours, or damaged: files are read again
         pass
     return Scans(path)
 
@@ -84,4 +86,4 @@ def open_scans(cache_dir: Path | None, named: Path, text_field: str) -> Scans:
 def _is_ours(folder: Path) -> bool:
     """Whether only this user can have written there: what others kept might not be true."""
     found = folder.lstat()
-    return found.st_uid == os.getuid() and not found.st_mode & 0o022
+    return found.st_uid == files.user_id() and not found.st_mode & 0o022
