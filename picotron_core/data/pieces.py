@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 
 from picotron_core.data.split import Part
 
-PIECE_CHARS = 1 << 17  # a longer document is encoded in pieces, on many cores
-BATCH_CHARS = 1 << 20  # text in flight; a token in flight costs the encoder some 100 bytes
+PIECE_CHARS = 1 << 16  # a longer document is encoded in pieces, on many cores
+BATCH_CHARS = 1 << 19  # text in flight; each character costs the encoder 100 to 200 bytes
 SAMPLE_CHARS = 1 << 12  # of a piece to train a tokenizer on: hundreds of them are in flight
 
 Piece = tuple[Part, str, bool]  # the side, the text, and whether it ends its document there

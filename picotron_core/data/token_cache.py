@@ -6,10 +6,12 @@ could be taken for a whole one. `cache_folder` says whose entries count and what
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import logging
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -229,7 +231,18 @@ def _trained(corpus: Corpus, split: Split, vocab_size: int, report: Progress) ->
             dropped,
         )
         text = only_words(text, words)
-    return train_tokenizer(text, vocab_size=vocab_size)
+    tokenizer = train_tokenizer(text, vocab_size=vocab_size)
+    _return_freed_memory()
+    return tokenizer
+
+
+def _return_freed_memory() -> None:
+    """Give the system back what the trainer freed, which the C library would keep otherwise: the
+    encoder could not use it, and would take as much again.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _write_tokens(

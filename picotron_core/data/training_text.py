@@ -11,7 +11,7 @@ from itertools import groupby
 # each byte of it.
 WORD_COST = 500
 BYTE_COST = 75
-WORDS_BUDGET = 150_000_000
+WORDS_BUDGET = 80_000_000
 
 # The words of the byte-level pre-tokenizer, by the nearest expression that Python knows.
 _WORD = re.compile(r" ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")
