@@ -141,7 +141,8 @@ def test_every_name_can_be_printed(monkeypatch, encoding):
     streams[1].flush()
     said = streams[1].buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
     assert end.value.code == 2
-    assert said.startswith("error: --resume runs/caf\\udce9 ")
+    assert said.startswith("error: ")
+    assert "runs/caf\\udce9 " in said
     assert said.count("\n") == 1
 
 
