@@ -46,8 +46,8 @@ class Model(Section):
     pretrained: bool = Field(True, description="With `path`: start from its weights as well.")
     resize_embeddings: bool = Field(
         False,
-        description="With `path`: add rows to the embedding and the head for a tokenizer of more "
-        "tokens; each new row is the mean of the old ones.",
+        description="With `path`: add rows to embedding and head for a tokenizer of more tokens, "
+        "each the mean of the old ones.",
     )
     hidden_size: int = Field(256, ge=1, le=2**17, description="Model dim E.")
     intermediate_size: int = Field(704, ge=1, le=2**22, description="Width of the SwiGLU MLP.")
