@@ -31,12 +31,10 @@ def test_bits_per_byte():
 
 
 def test_what_a_checkpoint_needs_survives_a_power_cut(tmp_path, monkeypatch):
-    """Names are durable once their folder is: from the tokenizer's files up to the run's own."""
+    """Names are durable once their folder is; each file is on the disk before it has its name."""
     run = run_directory.create(tmp_path / "runs", "demo")
-    run.tokenizer.mkdir()
-    (run.tokenizer / "tokenizer.json").write_text("{}")
     synced = []
     monkeypatch.setattr(run_directory, "fsync", synced.append)
     run_directory.make_durable(run)
-    parts = [run.tokenizer / "tokenizer.json", run.tokenizer, run.path, tmp_path / "runs"]
+    parts = [run.tokenizer, run.model, run.path, tmp_path / "runs"]
     assert synced == parts
