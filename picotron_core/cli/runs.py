@@ -113,12 +113,12 @@ def new_record(
             ids = {"bos_token_id": bos_id, "eos_token_id": ends, "pad_token_id": pad_id}
             changed = json.dumps(json.loads(generation_config) | ids, indent=2)
             generation_config = f"{changed}\n".encode()
-    if not set(ends) <= set(_ids(architecture.eos_token_id)):
+    # Training ends each document by the tokenizer's EOS, so that transformers must end a text by it.
+    if tokenizer.eos_id not in _ids(architecture.eos_token_id):
         architecture = replace(architecture, eos_token_id=ends)
     if generation_config is not None:
-        # transformers ends a text where this file says, and reads no other where it is.
         values = json.loads(generation_config)
-        if not set(ends) <= set(_ids(values.get("eos_token_id"))):
+        if tokenizer.eos_id not in _ids(values.get("eos_token_id")):
             changed = json.dumps(values | {"eos_token_id": ends}, indent=2)
             generation_config = f"{changed}\n".encode()
     return make_record(
