@@ -113,7 +113,7 @@ def new_record(
             ids = {"bos_token_id": bos_id, "eos_token_id": ends, "pad_token_id": pad_id}
             changed = json.dumps(json.loads(generation_config) | ids, indent=2)
             generation_config = f"{changed}\n".encode()
-    # Training ends each document by the tokenizer's EOS, so that transformers must end a text by it.
+    # Training ends each document by the tokenizer's EOS: transformers must end a text by it, too.
     if tokenizer.eos_id not in _ids(architecture.eos_token_id):
         architecture = replace(architecture, eos_token_id=ends)
     if generation_config is not None:
