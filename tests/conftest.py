@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,18 @@ TINY = (
     *("--train.micro_batch", "4", "--train.eval_samples", "8", "--train.warmup_steps", "2"),
     *("--train.dtype", "float32", "--run.device", "cpu"),
 )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Escape names that are not UTF-8 in what a test logged: xdist's workers send reports as UTF-8,
+    and one that cannot be sent ends the whole session.
+    """
+    report = yield
+    report.sections = [
+        (title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections
+    ]
+    return report
 
 
 @pytest.fixture(autouse=True)
