@@ -64,16 +64,19 @@ def refuse_owner(path: Path, status: os.stat_result, owners: Collection[int]) ->
         raise ForeignOwnerError(errno.EPERM, whom, str(path))
 
 
-def open_regular(path: Path, *, owners: Collection[int] | None = None) -> FileIO:
+def open_regular(
+    path: Path, *, owners: Collection[int] | None = None, within: int | None = None
+) -> FileIO:
     """Open a file for reading: neither the target of a link nor a pipe, which would wait for a
     writer.
 
     Args:
         owners: the users to whom it may belong; None for anyone.
+        within: the descriptor of the folder in which a relative path is looked for.
 
     Raises: ForeignOwnerError; OSError.
     """
-    file = _regular(path, os.O_RDONLY, "rb")
+    file = _regular(path, os.O_RDONLY, "rb", within=within)
     if owners is not None:
         try:
             refuse_owner(path, os.fstat(file.fileno()), owners)
@@ -249,6 +252,28 @@ def remove_tree(path: Path) -> None:
             path.unlink()
 
 
+@contextmanager
+def opened_folder(path: Path) -> Iterator[int]:
+    """The descriptor of a folder, for as long as this lasts: it stays this one's, whatever others
+    put in its place.
+
+    Raises: OSError where the name is a link or a file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | _NO_LINK)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def remove_within(folder: int, name: str) -> None:
+    """As `remove_tree`, of a name in an open folder."""
+    try:
+        os.unlink(name, dir_fd=folder)
+    except OSError:  # systems differ in how they say that it is a folder
+        shutil.rmtree(name, ignore_errors=True, dir_fd=folder)
+
+
 def refuse_links(folder: Path, *names: str) -> None:
     """Check that none of these names in a folder is a link.
 
@@ -268,9 +293,11 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _regular(path: Path, flags: int, mode: str, permissions: int = 0o666) -> FileIO:
+def _regular(
+    path: Path, flags: int, mode: str, permissions: int = 0o666, *, within: int | None = None
+) -> FileIO:
     try:
-        descriptor = os.open(path, flags | _NO_WAIT | _NO_LINK, permissions)
+        descriptor = os.open(path, flags | _NO_WAIT | _NO_LINK, permissions, dir_fd=within)
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.EMLINK):  # how systems say "a link"
             raise

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
-from os import W_OK, access, scandir, supports_effective_ids
+from os import W_OK, access, fstat, listdir, scandir, supports_effective_ids
 from os.path import realpath
 from pathlib import Path
 
@@ -34,8 +34,11 @@ from picotron_core.files import (
     new_folder,
     open_lock,
     open_regular,
+    opened_folder,
     refuse_owner,
+    remove_empty,
     remove_tree,
+    remove_within,
     replace_bytes,
     trusted_owners,
     user_id,
@@ -157,14 +160,21 @@ def protect(folder: Path) -> None:
 
 
 def remove(making: Path) -> None:
-    """Remove a folder that was being built; its mark last, so that a removal that is cut short can
-    be finished by the next sweep.
+    """Remove a folder that `start_entry` made for this user, if it is one; its mark last, so that a
+    removal that is cut short can be finished by the next sweep.
+
+    Others may put a link, or another folder, in its place at any time: what is removed is in the
+    folder that was looked at, and not in whatever has its name by then.
     """
-    with suppress(OSError):
-        for child in making.iterdir():
-            if child.name != MARKER:
-                remove_tree(child)
-    remove_tree(making)
+    with suppress(OSError), opened_folder(making) as folder:
+        if not _is_ours(folder):
+            return
+        for name in listdir(folder):
+            if name != MARKER:
+                remove_within(folder, name)
+        if listdir(folder) == [MARKER]:
+            remove_within(folder, MARKER)
+            remove_empty(making)
 
 
 def sweep(folder: Path, key: str) -> None:
@@ -176,7 +186,7 @@ def sweep(folder: Path, key: str) -> None:
         names = [entry.name for entry in entries]
     for name in names:
         match = UNFINISHED.fullmatch(name)
-        if match is None or not _is_ours(folder / name):
+        if match is None or not _leads_to_ours(folder / name):
             continue
         if match[1] == key:
             remove(folder / name)
@@ -186,16 +196,18 @@ def sweep(folder: Path, key: str) -> None:
             remove(folder / name)
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether a folder, and no link to one, is this user's and carries Picotron's mark."""
-    try:
-        status = folder.lstat()
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != user_id():
-            return False
-        with open_regular(folder / MARKER) as marker:
-            return marker.read(len(MARK) + 1) == MARK
-    except OSError:
+def _leads_to_ours(path: Path) -> bool:
+    with suppress(OSError), opened_folder(path) as folder:
+        return _is_ours(folder)
+    return False
+
+
+def _is_ours(folder: int) -> bool:
+    """Whether an open folder is this user's and carries Picotron's mark."""
+    if fstat(folder).st_uid != user_id():
         return False
+    with open_regular(Path(MARKER), within=folder) as marker:
+        return marker.read(len(MARK) + 1) == MARK
 
 
 def _lock_of(folder: Path, key: str) -> Path:

@@ -141,7 +141,7 @@ def open_cached(cache_dir: Path, key: str, label: str) -> Tokens | None:
     folder = entry_of(cache_dir, key)
     if not lexists(folder):
         return None
-    return open_tokens(folder, label, owners=trusted_owners(cache_dir))
+    return open_tokens(folder, label, key=key, owners=trusted_owners(cache_dir))
 
 
 def _build(

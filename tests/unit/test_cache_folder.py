@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from users import ALICE, BOB, needs_root, open_folder, run
 
+from picotron_core.data import token_cache
 from picotron_core.data.cache_folder import MARK, MARKER, start_entry
 from picotron_core.data.corpus import open_corpus
 from picotron_core.data.token_cache import prepare
@@ -160,6 +161,31 @@ def test_what_killed_builders_left_is_swept(corpus, tmp_path):
     assert (victim / "precious").read_text() == "keep"
 
 
+@pytest.mark.parametrize("kind", ["link", "link to a marked folder", "folder"])
+def test_what_is_put_in_the_place_of_a_finished_build_is_not_removed(
+    corpus, tmp_path, monkeypatch, kind
+):
+    """The name of the folder that was built is free once it is renamed, and known to others."""
+    cache, victim = tmp_path / "cache", tmp_path / "victim"
+    victim.mkdir()
+    (victim / "precious").write_text("keep")
+    if "marked" in kind:
+        (victim / MARKER).write_bytes(MARK)
+    rename, made = token_cache.rename, []
+
+    def rename_and_attack(path, new):
+        rename(path, new)
+        made.append(path)
+        if kind == "folder":
+            victim.rename(path)
+        else:
+            path.symlink_to(victim)
+
+    monkeypatch.setattr(token_cache, "rename", rename_and_attack)
+    assert build(corpus, cache).folder.is_dir()
+    assert (made[0] / "precious").read_text() == "keep"
+
+
 @pytest.mark.parametrize("cache", [".", "link"])
 def test_the_cache_itself_may_lie_behind_a_link(corpus, tmp_path, cache):
     (tmp_path / "real").mkdir()
@@ -206,6 +232,8 @@ def test_an_entry_under_the_name_of_another_is_refused(corpus, tmp_path):
     other.rename(wanted)
     with pytest.raises(DamagedFileError, match=r"meta\.json is of other tokens"):
         build(corpus, tmp_path)
+    with pytest.raises(DamagedFileError, match=r"meta\.json is of other tokens"):
+        token_cache.open_cached(tmp_path, wanted.name, "text that is gone")
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])

@@ -119,7 +119,6 @@ ALLOWED = {
     ("picotron_core/cli/trace/ring.py", "picture.save"): OWN_METHOD,
     ("picotron_core/cli/export.py", "save_file"): "into a folder that export has just made: the "
     "weights of a shard, which as bytes would take its memory twice",
-    ("picotron_core/cli/output.py", "os.open"): "/dev/null in place of a closed standard output",
     ("picotron_core/registry/trial_child.py", "os.fdopen"): "the standard output it was given",
     ("picotron_core/registry/trial.py", "TemporaryFile"): OWN_TEMPORARY,
     ("picotron_core/cli/doctor/machine.py", "tempfile.TemporaryFile"): OWN_TEMPORARY,
