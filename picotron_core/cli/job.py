@@ -255,7 +255,8 @@ def prepare_job(
 def discard_new(job: Job) -> None:
     """Remove the folder of a new run that was stopped before it measured or saved anything."""
     run = job.run
-    if job.is_new and job.world.is_first and not run.metrics.stat().st_size:
+    measured = run.metrics.exists() and run.metrics.stat().st_size
+    if job.is_new and job.world.is_first and not measured:
         remove_tree(run.path)
 
 

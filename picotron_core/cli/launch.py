@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from picotron_core.cli.model import draft_of, replicas_of
+from picotron_core.cli.output import hurry
 from picotron_core.cli.stop import INTERRUPTED, REQUEUE, SIGNALS, Stopped, stays_ignored
 from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.errors import ConfigError, RunError, reason
@@ -113,18 +114,23 @@ class Ranks:
         """Pass a signal on; a rank that is still importing has nothing to end in order."""
         for process, place in zip(self.processes, self._places(), strict=True):
             with suppress(ProcessLookupError):
-                process.send_signal(number if place else signal.SIGKILL)
+                process.send_signal(signal.SIGKILL if place == "" else number)
 
     def have_begun(self) -> bool:
         """Whether a rank has come to its first step."""
-        return any(place and not place.startswith(f"in {START_UP},") for place in self._places())
+        return not all(
+            place == "" or (place and place.startswith(f"in {START_UP},"))
+            for place in self._places()
+        )
 
-    def _places(self) -> list[str]:
-        """Where each rank is, as others see it; "" of one that has not joined."""
+    def _places(self) -> list[str | None]:
+        """Where each rank is, as others see it: "" of one that has not joined, None where it cannot
+        be read, as when the folder was deleted: the rank may have steps to save.
+        """
         hearts: list[bytes | None] = [None] * len(self.processes)
         with suppress(OSError):
             hearts = [read_value(self.folder, f"alive/{n}") for n in range(len(self.processes))]
-        return [json.loads(heart)[1] if heart else "" for heart in hearts]
+        return [json.loads(heart)[1] if heart else None for heart in hearts]
 
     def kill(self) -> None:
         for process in self.processes:
@@ -186,6 +192,7 @@ def _wait_for(ranks: Ranks, signals: list[int]) -> int:
         now = time.monotonic()
         while signals:
             number = signals.pop(0)
+            hurry()
             ranks.send(number)
             asked.append(number)
             asked_at = now

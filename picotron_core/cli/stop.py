@@ -163,6 +163,7 @@ def uninterrupted() -> Iterator[None]:
 
 def raise_stopped(number: int) -> None:
     """Raises: Stopped, unless within `uninterrupted`, which does so at its end."""
+    hurry()  # what is still to be said must not wait for a reader that does not read
     if _held_back:
         _held_back[-1].append(number)
     else:

@@ -21,6 +21,10 @@ from pathlib import Path
 import pytest
 from zygote import CLOSED, WAIT_S, Command, Zygote
 
+from picotron_core.checkpoint.save import Saver
+from picotron_core.cli import train
+from picotron_core.cli.job import Job
+
 LONG = ("--train.steps", "1000000", "--checkpoint.every", "0", "--name", "a")
 SHORT = ("--train.steps", "6", "--checkpoint.every", "2", "--name", "a")
 
@@ -208,6 +212,20 @@ def test_a_signal_during_the_imports_is_one_line(tiny, tmp_path, words, number):
     assert (command.returncode, out.strip()) == (code_of(number), told)
 
 
+def test_a_signal_just_before_the_first_step_leaves_nothing(picotron, tiny, tmp_path, monkeypatch):
+    saver = train._saver
+
+    def stopped(job: Job) -> Saver:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return saver(job)
+
+    monkeypatch.setattr(train, "_saver", stopped)
+    code, out, err = picotron("train", *tiny, "--name", "a")
+    assert (code, err) == (75, "")
+    assert "Stopped before the first step, nothing to save yet" in out
+    assert not list(tmp_path.glob("runs/*"))
+
+
 # A console that is closed, breaks or is full.
 
 OUT, ERR = 1, 2
@@ -295,6 +313,25 @@ def test_a_reader_that_does_not_read_cannot_keep_a_run_from_saving(start, tmp_pa
     assert command.wait() == 75
     assert saved(run) == [f"step-{steps_of(run)[-1]:08d}"]
     os.close(reader)
+
+
+@pytest.mark.parametrize("ranks", ["1", pytest.param("2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, slow(signal.SIGINT)])
+def test_a_reader_that_does_not_read_cannot_keep_a_run_from_ending_before_its_first_step(
+    start, tmp_path, number, ranks
+):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    os.write(writer, bytes(fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ)))
+    command = start("--name", "a", "--nproc", ranks, files={OUT: str(pipe), ERR: str(pipe)})
+    command.until_true(lambda: list(tmp_path.glob("runs/a/*")))
+    command.send(number)
+    assert command.wait() == code_of(number)
+    assert not list(tmp_path.glob("runs/*"))
+    os.close(reader)
+    os.close(writer)
 
 
 # A run that is finished.
