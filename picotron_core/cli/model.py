@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from picotron_core.checkpoint.commit import listed
+from picotron_core.checkpoint.manifest import read_manifest
 from picotron_core.engine.model_record import read_architecture
 from picotron_core.engine.run_directory import RunDirectory
-from picotron_core.errors import ConfigError
+from picotron_core.errors import ConfigError, DamagedFileError
 from picotron_core.model.architecture import Architecture
 from picotron_core.parallel.parallelize import refuse_layout
 from picotron_core.schema import Config
@@ -67,9 +68,19 @@ def draft_of(config: Config, resumed: RunDirectory | None = None) -> Architectur
             mean one.
     """
     run = resumed or _begun(config)
-    if run and (architecture := read_architecture(run)):
-        return architecture
+    if run and (run.model.exists() or _has_record(run)):
+        return read_architecture(run)
     return architecture_of(config, 1 if config.model.path else config.data.vocab_size)
+
+
+def _has_record(run: RunDirectory) -> bool:
+    """Whether its newest checkpoint names the files of its model, as earlier versions did not."""
+    for folder in listed(run.checkpoints):
+        try:
+            return bool(read_manifest(folder).facts.files)
+        except DamagedFileError:
+            continue
+    return False
 
 
 def _begun(config: Config) -> RunDirectory | None:

@@ -140,15 +140,13 @@ def read_record(
     return record
 
 
-def read_architecture(run: RunDirectory) -> Architecture | None:
+def read_architecture(run: RunDirectory) -> Architecture:
     """The architecture alone, not compared with any digest: enough to check a layout before any
-    rank starts. None for a run of an earlier version, which has no model/config.json.
+    rank starts.
 
     Raises: DamagedFileError that names the file.
     """
     path = run.path / CONFIG
-    if not path.parent.exists():
-        return None
     try:
         return Architecture.from_transformers(json.loads(_content(run, CONFIG)))
     except (ValueError, ConfigError, AttributeError, TypeError, RecursionError) as error:

@@ -451,6 +451,30 @@ def test_a_resume_without_text_and_cache_names_both(project, tmp_path):
     assert config["data"]["paths"] == [str(text)]
 
 
+def test_a_missing_model_is_named_also_where_the_base_is_gone(project):
+    shutil.rmtree(project / "base")
+    shutil.rmtree(project / "runs" / "fine" / "model")
+    code, _, err = picotron(project, "train", "--resume", "runs/fine", "--train.steps", "3")
+    assert code == 1
+    assert "fine/model/config.json is damaged: it is missing" in err.splitlines()[-1]
+
+
+def test_tokens_of_another_text_under_the_name_of_those_of_the_run(project, tmp_path):
+    """The text is gone, and its folder in the cache was swapped with another's."""
+    (project / "text.txt").rename(tmp_path / "text.txt")
+    (project / "other.txt").write_text("a fox jumps over the dog\n" * 500)
+    (cached,) = (project / "cache").glob("*/")
+    paths = ("--model.path", "base", "--data", "other.txt", "--data.cache_dir", "cache")
+    code, _, err = picotron(project, "train", *SHORT, *paths, "--name", "other")
+    assert code == 0, err
+    (other,) = set((project / "cache").glob("*/")) - {cached}
+    shutil.rmtree(cached)
+    other.rename(cached)
+    code, _, err = picotron(project, "train", "--resume", "runs/fine", "--train.steps", "3")
+    assert code in (1, 2)
+    assert "is of other tokens" in err.splitlines()[-1]
+
+
 def test_the_same_command_again_goes_on_without_base_tokenizer_and_text(project, caplog):
     """As a scheduler starts it, with its relative paths; nothing lies there any more."""
     paths = ("--model.path", "base", "--data.tokenizer", "words", "--data", "text.txt")
