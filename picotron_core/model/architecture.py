@@ -68,6 +68,7 @@ class Architecture:
             raise _refusal("tie_word_embeddings", self.tie_word_embeddings, "true or false")
         _check_tokens("bos_token_id", self.bos_token_id)
         _check_tokens("eos_token_id", self.eos_token_id)
+        _check_tokens("pad_token_id", self.pad_token_id)
         if self.num_attention_heads % self.num_key_value_heads:
             wanted = f"a divisor of num_attention_heads = {self.num_attention_heads}"
             raise _refusal("num_key_value_heads", self.num_key_value_heads, wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from picotron_core.errors import ConfigError, reason
+from picotron_core.errors import ConfigError, quoted, reason
 from picotron_core.model.architecture import Architecture
 from picotron_core.model.init import Values, fill
 from picotron_core.model.llama import Llama
@@ -46,7 +47,7 @@ def load_architecture(path_or_name: str | Path) -> Architecture:
 
 
 def load_end_tokens(path_or_name: str | Path) -> tuple[int, ...]:
-    """The ids that end a text, by config.json and generation_config.json: all of both.
+    """The ids that end a text, by config.json and generation_config.json: all of both. -1 is none.
 
     Raises: ConfigError that names the file, where they are no ids.
     """
@@ -60,12 +61,12 @@ def load_end_tokens(path_or_name: str | Path) -> tuple[int, ...]:
     for path, config in configs.items():
         given = config.get("eos_token_id")
         ids = given if isinstance(given, list) else [] if given is None else [given]
-        if not all(type(token) is int for token in ids):
+        if not all(type(token) is int and -1 <= token < 2**31 for token in ids):
             raise ConfigError(
-                f"eos_token_id in {path} is {given!r}, but it must be a token's id, a list of ids, "
-                "or null."
+                f"eos_token_id in {path} is {quoted(given)}, but it must be a token's id, a list "
+                "of ids, or null."
             )
-        found |= dict.fromkeys(ids)
+        found |= dict.fromkeys(token for token in ids if token >= 0)
     return tuple(found)
 
 
@@ -79,7 +80,8 @@ def load_dtype(path_or_name: str | Path) -> str:
 
 
 def read_generation_config(path_or_name: str | Path) -> bytes | None:
-    """The generation_config.json of a folder or of a hub repository; None where it has none.
+    """The generation_config.json of a folder or of a hub repository; None where it has none. A
+    byte-order mark, which transformers does not read, is left out.
 
     Raises: ConfigError when it cannot be read as JSON.
     """
@@ -87,7 +89,7 @@ def read_generation_config(path_or_name: str | Path) -> bytes | None:
     if not path.exists():
         return None
     read_json(path)
-    return path.read_bytes()
+    return path.read_bytes().removeprefix(codecs.BOM_UTF8)
 
 
 def load_weights(model: Llama, path_or_name: str | Path) -> None:

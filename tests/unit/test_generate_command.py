@@ -113,7 +113,7 @@ def test_no_end_but_the_tokenizers_where_no_file_names_one(picotron, folder):
     assert len(write(picotron, folder)) < len(text)
 
 
-@pytest.mark.parametrize("eos", ["</s>", [1, "2"], {"a": 1}, 1.5, True])
+@pytest.mark.parametrize("eos", ["</s>", [1, "2"], {"a": 1}, 1.5, True, -2, 2**70])
 @pytest.mark.parametrize("name", [CONFIG, GENERATION])
 def test_ends_that_are_no_ids_are_named(picotron, folder, eos, name):
     edit(folder / name, eos_token_id=eos)
@@ -208,6 +208,18 @@ def test_a_tokenizer_that_grew_is_refused_or_given_rows(picotron, tmp_path, cach
     assert code == 0, err
     _, text = greedy(tmp_path / "out", "<|user|> the")
     assert write(picotron, "out", prompt="<|user|> the") == text
+
+
+def test_minus_one_is_no_end(picotron, tmp_path, cache_dir):
+    tokenizer = families.save_tokenizer("llama3", tmp_path / "base")
+    families.save_model(tmp_path / "base", 320, eos_token_id=-1, pad_token_id=-1)
+    edit(tmp_path / "base" / GENERATION, eos_token_id=[-1])
+    code, _, err = train(picotron, tmp_path, cache_dir, "--model.path", str(tmp_path / "base"))
+    assert code == 0, err
+    assert picotron("export", "runs/run", "out")[0] == 0
+    for name in (CONFIG, GENERATION):
+        ends = json.loads((tmp_path / "out" / name).read_text())["eos_token_id"]
+        assert tokenizer.eos_token_id in ends
 
 
 def test_another_tokenizer_of_fewer_tokens_has_its_own_ends(picotron, tmp_path, cache_dir):

@@ -174,6 +174,7 @@ CONFIGS: dict[str, tuple[Callable[[Path], object], str]] = {
     "an end in lists": (config(eos_token_id=[[2]]), "eos_token_id"),
     "a beginning of a table": (config(bos_token_id={"a": 1}), "bos_token_id is {'a': 1}"),
     "a huge beginning": (config(bos_token_id=2**70), "bos_token_id is 118059"),
+    "padding by a list": (config(pad_token_id=[3]), "pad_token_id is [3]"),
     "biases": (config(attention_bias=True), "attention_bias is True, but it must be False"),
     "an activation of a list": (config(hidden_act=["silu"]), "hidden_act is ['silu']"),
     "quantised": (config(quantization_config={"bits": 4}), "quantised (quantization_config)"),
