@@ -15,11 +15,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from picotron_core.data import hub, pipes
-from picotron_core.data.folder import Found, Left, Part, Seen, files_of, split_of
+from picotron_core.data.folder import (
+    Found,
+    Left,
+    Part,
+    Seen,
+    beside_data,
+    files_of,
+    split_of,
+)
 from picotron_core.data.format import FILES
-from picotron_core.data.records import OnBad
+from picotron_core.data.records import NoTextError, OnBad
 from picotron_core.data.scans import Scans, open_scans
-from picotron_core.data.sources import Fragment, Source, file_source, scan_file
+from picotron_core.data.sources import Fragment, Scan, Source, file_source, scan_file
 from picotron_core.data.streams import Stored, UnsuitableFileError, errors_of, printable
 from picotron_core.errors import DataError
 
@@ -39,7 +47,7 @@ class Corpus:
 
     label: one line for a log. size_bytes: as stored. sources: the text to train on, and to hold
     out a part of; validation: text that is given for validation, if any. hint: what was wrong with
-    a file that was left out.
+    a file that was left out. skips: records without text are left out, whole files of them too.
     """
 
     label: str
@@ -47,6 +55,7 @@ class Corpus:
     sources: tuple[Source, ...]
     validation: tuple[Source, ...] = ()
     hint: str = ""
+    skips: bool = False
 
     def fragments(
         self, part: Part = "train", *, skipped: Counter[str] | None = None
@@ -61,10 +70,18 @@ class Corpus:
         """
         counter = Counter[str]() if skipped is None else skipped
         empty = True
+        without_text: NoTextError | None = None
         for source in self.sources if part == "train" else self.validation:
-            for fragment in source.fragments(counter):
-                empty = False
-                yield fragment
+            try:
+                for fragment in source.fragments(counter):
+                    empty = False
+                    yield fragment
+            except NoTextError as error:
+                if not self.skips:
+                    raise
+                without_text = without_text or error  # its records are counted as skipped
+        if empty and without_text is not None:
+            raise without_text
         if empty:
             kind = "training text" if self.validation and part == "train" else "text"
             kind = "text for validation" if part == "validation" else kind
@@ -146,7 +163,7 @@ def open_corpus(
     if not paths:
         root = Path(sysconfig.get_path("stdlib"))
         library = [Found(file, str(file.relative_to(root)), "train") for file in _library(root)]
-        _add_files(root, library, search)
+        _add_files(root, library, "train", search)
     size_bytes = sum(source.size_bytes for source in (*search.train, *search.validation))
     return Corpus(
         label=_label(paths, search, size_bytes),
@@ -154,6 +171,7 @@ def open_corpus(
         sources=tuple(search.train),
         validation=tuple(search.validation),
         hint=search.left.first_message,
+        skips=on_bad == "skip",
     )
 
 
@@ -165,14 +183,13 @@ def _find(name: str, part: Part, split: str, search: _Search) -> None:
     if part == "test":
         search.left.add("test split", printable(name))
     elif name and os.path.isdir(path):  # unlike Path.is_dir, never raises
-        found = files_of(path, search.left, search.seen)
-        if part == "validation":
-            found = [Found(file.path, file.name, part) for file in found]
-        _add_files(path, found, search)
+        _add_files(path, list(files_of(path, search.left, search.seen)), part, search)
     elif name == pipes.STDIN or (name and os.path.exists(path)):
         _add_named(name, part, search)
     elif name.startswith(("/dev/fd/", "/proc/self/fd/")) and search.ranks > 1:
         raise DataError(pipes.only_once(name, search.ranks))
+    elif os.path.islink(path):
+        raise DataError(f"{printable(name)} is a link that leads nowhere. Check --data.paths.")
     elif not HUB_NAME.fullmatch(name) or name.lower().endswith(FILES):
         raise DataError(f"No file or folder {printable(name)!r}. Check --data.paths.")
     elif importlib.util.find_spec("datasets") is None:
@@ -202,24 +219,37 @@ def _add_named(name: str, part: Part, search: _Search) -> None:
         stored.path,
         search.text_field,
     )
-    search.add(_source(stored, scans, search, explicit=True), part, shown)
+    scan = _scan(stored, scans, search, explicit=True)
     scans.save()
+    if scan.refused is not None:
+        raise UnsuitableFileError(*scan.refused)
+    search.add(_source(stored, scan, search), part, shown)
 
 
-def _add_files(folder: Path, found: Sequence[Found], search: _Search) -> None:
-    """Add what was found in a folder: what is no text is left out."""
+def _add_files(folder: Path, found: Sequence[Found], part: Part, search: _Search) -> None:
+    """Add what was found in a folder, itself of `part`: what is no text is left out."""
     scans = open_scans(search.cache_dir, folder, search.text_field)
-    for file in found:
-        try:
-            source = _source(Stored(file.path), scans, search, explicit=False)
-        except UnsuitableFileError as error:
-            search.left.add(error.reason, file.name, str(error))
-            continue
-        search.add(source, file.part, file.name)
+    scanned = [
+        None if file.part == "test" else _scan(Stored(file.path), scans, search, explicit=False)
+        for file in found
+    ]
     scans.save()
+    are_records = [scan is not None and scan.kind != "text" for scan in scanned]
+    for file, scan, beside in zip(found, scanned, beside_data(found, are_records), strict=True):
+        if beside:
+            search.left.add("beside data", file.name)
+        elif scan is None:
+            search.left.add("test split", file.name)
+        elif scan.refused is not None:
+            reason, message = scan.refused
+            search.left.add(reason, file.name, message)
+        else:
+            source = _source(Stored(file.path), scan, search)
+            search.add(source, "validation" if part == "validation" else file.part, file.name)
 
 
-def _source(stored: Stored, scans: Scans, search: _Search, *, explicit: bool) -> Source:
+def _scan(stored: Stored, scans: Scans, search: _Search, *, explicit: bool) -> Scan:
+    """What a file is; as it was found before, if it has not changed."""
     with errors_of(stored):
         stamp, path = stored.stamp(), stored.path.resolve()
     scan = scans.get(path, stamp)
@@ -229,11 +259,18 @@ def _source(stored: Stored, scans: Scans, search: _Search, *, explicit: bool) ->
             stored, text_field=search.text_field, explicit=explicit, keep_in=search.cache_dir
         )
         scans.put(path, stamp, scan, began_ns=began_ns)
-    if scan.refused is not None:
-        raise UnsuitableFileError(*scan.refused)
-    return file_source(
-        stored, scan, text_field=search.text_field, on_bad=search.on_bad, keep_in=search.cache_dir
-    )
+    return scan
+
+
+def _source(stored: Stored, scan: Scan, search: _Search) -> Source:
+    with errors_of(stored):
+        return file_source(
+            stored,
+            scan,
+            text_field=search.text_field,
+            on_bad=search.on_bad,
+            keep_in=search.cache_dir,
+        )
 
 
 def _library(root: Path) -> list[Path]:

@@ -16,10 +16,11 @@ from picotron_core.errors import DataError
 
 Part = Literal["train", "validation", "test"]
 
-# The words by which the datasets library, too, tells the splits of a folder.
+# The words by which the datasets library, too, tells the splits of a folder. There "eval" is a test
+# split, but trainers mean by it what they evaluate on while they train.
 _WORDS: dict[str, Part] = {
     **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
 _SPLIT = re.compile(rf"(?<![a-z])({'|'.join(_WORDS)})(?![a-z])", re.IGNORECASE)
@@ -72,33 +73,44 @@ class Seen:
     folders: set[tuple[int, int]] = field(default_factory=set)
 
 
-def files_of(folder: Path, left: Left, seen: Seen) -> list[Found]:
+def files_of(folder: Path, left: Left, seen: Seen) -> Iterator[Found]:
     """The files below a folder, through links too, in an order that is the same everywhere.
 
     What is met a second time, by a link, is left out; so a loop of links ends.
 
     Raises: DataError if a folder cannot be read.
     """
-    found = list(_walk(folder, "", "train", left, seen))
-    # The folders that hold records or splits, and those above them.
+    waiting: list[tuple[Path, str, Part]] = [(folder, "", "train")]
+    while waiting:  # not by recursion: folders may be nested more deeply than Python's calls
+        inner: list[tuple[Path, str, Part]] = []
+        yield from _files_in(*waiting.pop(), left, seen, inner)
+        waiting += reversed(inner)
+
+
+def beside_data(found: Sequence[Found], are_records: Sequence[bool]) -> list[bool]:
+    """Of each file, whether it only describes the data in its folder or below, as a README does.
+
+    Args:
+        are_records: of each file, whether it holds records.
+    """
     data = {
         parent
-        for file in found
-        if suffix_of(file.path.name) in RECORDS or file.part != "train"
+        for file, records in zip(found, are_records, strict=True)
+        if records or suffix_of(file.path.name) in RECORDS or file.part != "train"
         for parent in file.path.parents
     }
-    documents = []
-    for file in found:
-        if file.path.parent in data and _BESIDE_DATA.match(file.path.name):
-            left.add("beside data", file.name)
-        elif file.part == "test":
-            left.add("test split", file.name)
-        else:
-            documents.append(file)
-    return documents
+    return [file.path.parent in data and bool(_BESIDE_DATA.match(file.path.name)) for file in found]
 
 
-def _walk(folder: Path, prefix: str, part: Part, left: Left, seen: Seen) -> Iterator[Found]:
+def _files_in(
+    folder: Path,
+    prefix: str,
+    part: Part,
+    left: Left,
+    seen: Seen,
+    inner: list[tuple[Path, str, Part]],
+) -> Iterator[Found]:
+    """The files of one folder; the folders in it are added to `inner`."""
     try:
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries)
@@ -111,10 +123,10 @@ def _walk(folder: Path, prefix: str, part: Part, left: Left, seen: Seen) -> Iter
         left.add("linked twice", f"{prefix or '.'}")
         return
     seen.folders.add((status.st_dev, status.st_ino))
-    folders: list[str] = []
     parts = split_of([name for name in names if not name.startswith(".")])
     for name in names:
         path, shown = folder / name, prefix + printable(name)
+        of_it = parts.get(name, part) if part == "train" else part
         try:
             mode = path.stat().st_mode
         except OSError as error:
@@ -126,16 +138,13 @@ def _walk(folder: Path, prefix: str, part: Part, left: Left, seen: Seen) -> Iter
             _count_hidden(path, shown, mode, left)
         elif stat.S_ISDIR(mode):
             if name not in _NEVER:
-                folders.append(name)
+                inner.append((path, f"{shown}/", of_it))
         elif not stat.S_ISREG(mode):
             left.add("not a plain file", shown)
         elif _is_new(path, seen):
-            yield Found(path, shown, parts.get(name, part) if part == "train" else part)
+            yield Found(path, shown, of_it)
         else:
             left.add("linked twice", shown)
-    for name in folders:
-        of_it = parts.get(name, part) if part == "train" else part
-        yield from _walk(folder / name, f"{prefix}{printable(name)}/", of_it, left, seen)
 
 
 def _is_new(path: Path, seen: Seen) -> bool:
@@ -165,13 +174,21 @@ def _looks_like_data(name: str) -> bool:
 
 def split_of(names: Sequence[str]) -> dict[str, Part]:
     """The split of each of these neighbours whose name tells one, as in train.jsonl beside
-    test.jsonl. It counts only beside one of the training split, named alike.
+    test.jsonl. It counts only beside one of the training split, named alike; of files of records
+    it is enough that the names begin alike, as those of train.jsonl and dev_matched.jsonl do.
     """
-    told: dict[str, tuple[Part, str]] = {}
+    told: dict[str, tuple[Part, tuple[str, str], bool]] = {}
     for name in names:
-        match = _SPLIT.search(name)
-        if match and suffix_of(name) not in _NO_SPLIT:
-            rest = _SHARD.sub("", name[match.end() :].split(".")[0])
-            told[name] = _WORDS[match[1].lower()], f"{_SHARD.sub('', name[: match.start()])}*{rest}"
-    alike = {key for part, key in told.values() if part == "train"}
-    return {name: part for name, (part, key) in told.items() if key in alike}
+        match, suffix = _SPLIT.search(name), suffix_of(name)
+        if match and suffix not in _NO_SPLIT:
+            around = name[: match.start()], name[match.end() :].split(".")[0]
+            before, after = (_SHARD.sub("", text) for text in around)
+            told[name] = _WORDS[match[1].lower()], (before, after), suffix in RECORDS
+    train = [(key, records) for part, key, records in told.values() if part == "train"]
+    alike = {key for key, _ in train}
+    begins = {before for (before, _), records in train if records}
+    return {
+        name: part
+        for name, (part, key, records) in told.items()
+        if key in alike or (records and key[0] in begins)
+    }

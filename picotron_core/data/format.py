@@ -67,6 +67,8 @@ _MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_MORE = re.compile(r"\Z|,?\s*\{|,\s*\Z")  # nothing, or another object
+_OBJECT = re.compile(r'\{\s*["}]')  # how a JSON object begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,8 @@ def recognise(head: bytes, *, whole: bool, path: Path, layers: tuple[str, ...]) 
     if head.startswith(b"PAR1"):
         return Format("parquet")
     for magic, what, advice in _MAGIC:
-        if head.startswith(magic):
+        # Prose may begin with the letters of a magic number, but has no NUL soon after them.
+        if head.startswith(magic) and (b"\0" in head[:64] or not magic.isalpha()):
             kind = what.split(" (")[0].removeprefix("a ").removeprefix("an ")
             raise UnsuitableFileError(kind, f"{name} is {what}, not text. {advice}.")
     if head[257:262] == b"ustar":
@@ -125,10 +128,12 @@ def _kind_of_text(text: str, *, whole: bool, suffix: str) -> Kind:
         return "text"
     if text[start] == "[" and _is_array(text, start, whole=whole, suffix=suffix):
         return "json"
-    if suffix in LINES or _are_mostly_objects(text, whole=whole):
+    if _are_mostly_objects(text, whole=whole):
         return "lines"
-    if text[start] == "{" and _is_object(text, start, whole=whole):
-        return "json" if "\n" in text[start:].rstrip() else "lines"
+    if found := _kind_of_objects(text, start, whole=whole, suffix=suffix):
+        return found
+    if suffix in LINES:
+        return "lines"
     return "json" if suffix == ".json" else "text"
 
 
@@ -138,7 +143,7 @@ def _are_mostly_objects(text: str, *, whole: bool) -> bool:
     if not whole and len(lines) > 1:
         lines.pop()  # it is cut
     lines = [line for line in map(str.strip, lines) if line]
-    likely = [line for line in lines if re.match(r'\{\s*["}]', line) and line.endswith("}")]
+    likely = [line for line in lines if _OBJECT.match(line) and line.endswith("}")]
     if 2 * len(likely) <= len(lines):
         return False
     return 2 * sum(map(_loads_as_object, likely)) > len(lines)
@@ -151,31 +156,41 @@ def _loads_as_object(line: str) -> bool:
         return False
 
 
-def _is_object(text: str, start: int, *, whole: bool) -> bool:
-    """Whether the text begins with a JSON object that nothing but further ones follow."""
-    if not re.match(r'\{\s*["}]', text[start : start + 1000]):
-        return False
+def _kind_of_objects(text: str, start: int, *, whole: bool, suffix: str) -> Kind | None:
+    """How to read a text that begins with a JSON object which nothing but further ones follow; None
+    if it does not.
+    """
+    if not _OBJECT.match(text, start):
+        return None
     try:
         _, end = parse(text, start, final=whole)
     except IncompleteError:
-        return True
+        end = len(text)
     except NotJSONError:
-        return False
-    return text[skip_space(text, end) :][:1] in ("", "{")
+        return None
+    follows = skip_space(text, end)
+    if not _MORE.match(text, follows):
+        return None
+    # One that ends in another line than it begins, or is followed by another in its line.
+    if "\n" in text[start:end] or (follows < len(text) and "\n" not in text[end:follows]):
+        return "json"
+    return "json" if follows < len(text) and suffix not in LINES else "lines"
 
 
 def _is_array(text: str, start: int, *, whole: bool, suffix: str) -> bool:
-    """Whether the text is a JSON array of objects, arrays or strings; prose may begin with "["."""
+    """Whether the text is JSON arrays of objects, arrays or strings; prose may begin with "["."""
     first = skip_space(text, start + 1)
     if text[first : first + 1] not in ("{", '"', "[", "]"):
         return suffix == ".json"
+    holds_objects = bool(re.match(r'\{\s*"', text[first : first + 1000]))
     try:
-        _, end = parse(text, start, final=whole)  # of a long one the end is not in sight
+        # Of a long one the end is not in sight; one of objects that is cut short is no prose.
+        _, end = parse(text, start, final=whole and not holds_objects)
     except IncompleteError:
         return True
     except NotJSONError:
         return suffix == ".json"
-    return skip_space(text, end) == len(text)
+    return holds_objects or skip_space(text, end) == len(text)
 
 
 def head_text(head: bytes, encoding: str) -> str:

@@ -79,7 +79,7 @@ def lines_of(fragments: Iterator[str]) -> Iterator[str | None]:
 
 
 def values_of(fragments: Iterator[str]) -> Iterator[object]:
-    """The elements of a JSON array, or values that follow one another.
+    """The elements of JSON arrays, or values that follow one another, with commas or without.
 
     Raises: NotJSONError where the text is neither, with a value longer than RECORD_CHARS too.
     """
@@ -104,10 +104,10 @@ def values_of(fragments: Iterator[str]) -> Iterator[object]:
             if in_array:
                 at += 1
                 continue
-        elif in_array and text[at] in ",]":
+        elif text[at] == "," or (in_array and text[at] == "]"):
+            if text[at] == "]":
+                in_array = None  # another array may follow
             at += 1
-            if text[at - 1] == "]":
-                in_array = False
             continue
         try:
             value, at = parse(text, at, final=final)

@@ -31,6 +31,10 @@ class Bad:
     advice: str
 
 
+class NoTextError(UnsuitableFileError):
+    """None of the records of a file has text."""
+
+
 Record = tuple[str, object]  # where it stands, and its value; a Bad where it could not be read
 
 
@@ -64,7 +68,7 @@ def documents_of(
         if on_bad == "error" and seen >= LOOK_AHEAD:
             break
     if first is not None and not good:
-        raise UnsuitableFileError(f"no {text_field!r}", f"{first.message}. {first.advice}")
+        raise NoTextError(f"no {text_field!r}", f"{first.message}. {first.advice}")
 
 
 def _one_of_many(bad: Bad) -> DataError:
@@ -183,7 +187,7 @@ def _line_records(name: str, text: Iterator[str]) -> Iterator[Record]:
             )
         elif line.strip():
             try:
-                yield where, loads(line)
+                yield where, loads(line.removeprefix("\ufeff"))  # of files that were joined
             except NotJSONError as error:
                 advice = "Mend or remove the line."
                 yield where, Bad("not JSON", f"{where} is not JSON: {error}", advice)
@@ -204,12 +208,18 @@ def parquet_records(open_file: Any, name: str, text_field: str) -> Iterator[Reco
     try:
         with pyarrow.parquet.ParquetFile(open_file, buffer_size=1 << 20, pre_buffer=False) as file:
             columns = file.schema_arrow.names
+            if (count := columns.count(text_field)) > 1:
+                raise UnsuitableFileError(
+                    f"{count} columns {text_field!r}",
+                    f"{name} has {count} columns {text_field!r}: rename all but the one that holds "
+                    "the text.",
+                )
             if text_field not in columns:
                 bad = without_field(name, text_field, columns)
                 raise UnsuitableFileError(bad.reason, f"{bad.message}. {bad.advice}")
             number = 0
             for batch in file.iter_batches(batch_size=_batch_rows(file), columns=[text_field]):
-                for value in batch.column(0):
+                for value in batch.column(text_field):
                     where = f"{name}, row {number}"
                     try:
                         yield where, {text_field: value.as_py()}

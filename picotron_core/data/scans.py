@@ -17,7 +17,7 @@ from picotron_core import files
 from picotron_core.data.sources import Scan
 from picotron_core.data.streams import Stamp
 
-VERSION = 1  # of the rules by which files are recognised
+VERSION = 2  # of the rules by which files are recognised
 RACY_NS = 2_000_000_000  # a file that was changed so shortly before may change again unseen
 
 

@@ -149,10 +149,44 @@ def _pyarrow(stream: IO[bytes], codec: str) -> Any:
     return pyarrow.CompressedInputStream(pyarrow.PythonFile(stream, mode="r"), codec)
 
 
+class _Streams(io.RawIOBase):
+    """Compressed streams, one after the other, with zeros between them and at the end or none.
+
+    Python's own readers take a stream that is damaged at its beginning for the end of the file: the
+    text in it would be lost without a word.
+    """
+
+    def __init__(self, file: IO[bytes], begin: Callable[[], Any]) -> None:
+        self._file, self._begin = file, begin
+        self._stream = begin()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        data = b""
+        while not data:
+            if self._stream.eof:
+                more = self._stream.unused_data.lstrip(b"\0")
+                while not more:
+                    if not (block := self._file.read(BLOCK)):
+                        return 0
+                    more = block.lstrip(b"\0")
+                self._stream = self._begin()
+            elif self._stream.needs_input:
+                if not (more := self._file.read(BLOCK)):
+                    raise EOFError("Compressed file ended before the end-of-stream marker")
+            else:
+                more = b""
+            data = self._stream.decompress(more, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
 _DECOMPRESS: dict[str, Callable[[IO[bytes]], Any]] = {
     "gzip": lambda stream: gzip.GzipFile(fileobj=stream, mode="rb"),
-    "bz2": lambda stream: bz2.BZ2File(stream),
-    "xz": lambda stream: lzma.LZMAFile(stream),  # noqa: SIM115 - the caller closes it
+    "bz2": lambda stream: _Streams(stream, bz2.BZ2Decompressor),
+    "xz": lambda stream: _Streams(stream, lzma.LZMADecompressor),
     "zstd": lambda stream: _pyarrow(stream, "zstd"),
     "lz4": lambda stream: _pyarrow(stream, "lz4"),
 }

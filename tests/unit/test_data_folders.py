@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pyarrow
@@ -72,6 +73,13 @@ def texts(corpus, part="train"):
         ),
         (["training/a.txt", "val/a.txt"], ["training/a.txt"], ["val/a.txt"], None),
         (["a_train_1.json", "a_test_1.json"], ["a_train_1.json"], [], r"1 test split"),
+        (
+            ["train.jsonl", "dev_matched.jsonl", "test_matched.jsonl"],
+            ["train.jsonl"],
+            ["dev_matched.jsonl"],
+            r"1 test split",
+        ),
+        (["train.txt", "eval.txt"], ["train.txt"], ["eval.txt"], None),
         # No splits: nothing of the kind lies beside them, or they are programs and pages.
         (["test/a.txt", "b.txt"], ["b.txt", "test/a.txt"], [], None),
         (["train.py", "test.py", "validation.py"], None, [], None),
@@ -164,6 +172,37 @@ def test_what_is_left_out_is_counted_and_named(tmp_path, make, said):
     assert corpus.label == f"{tmp_path}/, 1 file of 2, 1 skipped ({said}), 5 B"
 
 
+def test_a_readme_beside_records_whatever_they_are_called(tmp_path):
+    lay(tmp_path, names=["README.md", "data/part-1.json"])
+    (tmp_path / "data/part-1.json").rename(tmp_path / "data/part-1")
+    corpus = open_corpus([str(tmp_path)])
+    assert texts(corpus) == ["data/part-1.json"]
+    assert "1 skipped (1 beside data: README.md)" in corpus.label
+
+
+def test_folders_nested_more_deeply_than_calls_may_be(tmp_path):
+    here = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1200):
+        os.mkdir("d", dir_fd=here)
+        inner = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = inner
+    with open(os.open("a.txt", os.O_WRONLY | os.O_CREAT, dir_fd=here), "w") as file:
+        file.write("deep")
+    os.close(here)
+    try:
+        assert texts(open_corpus([str(tmp_path)])) == ["deep"]
+    finally:  # shutil.rmtree, of pytest, calls itself for each
+        subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)
+
+
+def test_a_link_that_leads_nowhere_is_no_dataset(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corpus").symlink_to("gone")
+    with pytest.raises(DataError, match="corpus is a link that leads nowhere"):
+        open_corpus(["corpus"])
+
+
 def test_many_names_are_cut(tmp_path):
     lay(tmp_path, names=["a.txt"])
     for number in range(7):
@@ -187,7 +226,7 @@ def test_files_whose_names_are_not_utf8_are_read(tmp_path, name):
     with pytest.raises(DataError, match="The corpus is empty") as caught:
         list(open_corpus([str(tmp_path)]).documents())
     str(caught.value).encode()
-    with pytest.raises(DataError, match="is not UTF-8, and cannot be written") as caught:
+    with pytest.raises(DataError, match="damaged or cut short") as caught:
         open_corpus([str(path)])
     str(caught.value).encode()
 

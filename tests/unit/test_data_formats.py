@@ -62,6 +62,12 @@ AS_RECORDS = {
     "raw-unicode.jsonl": "\n".join(json.dumps(r, ensure_ascii=False) for r in RECORDS).encode(),
     "blank-lines.jsonl": b"\n\n" + LINES.replace(b"\n", b"\n \n"),
     "one-after-the-other": b"\n".join(json.dumps(r, indent=1).encode() for r in RECORDS),
+    "in-one-line": b"".join(json.dumps(r).encode() for r in RECORDS),
+    "pretty.jsonl": b"\n".join(json.dumps(r, indent=1).encode() for r in RECORDS),
+    "commas.txt": b",\n".join(json.dumps(r).encode() for r in RECORDS) + b",\n",
+    "mac.jsonl": LINES.replace(b"\n", b"\r"),
+    "joined-arrays": json.dumps(RECORDS[:9]).encode() + b"\n" + json.dumps(RECORDS[9:]).encode(),
+    "joined-marks.jsonl": b"".join(b"\xef\xbb\xbf" + x for x in LINES.splitlines(keepends=True)),
     "marked.json": b"\xef\xbb\xbf" + ARRAY,
     "utf16.json": ARRAY.decode().encode("utf-16"),
     "strings.json": json.dumps([r["text"] for r in RECORDS]).encode(),
@@ -70,6 +76,9 @@ AS_RECORDS = {
     "members.jsonl.gz": b"".join(map(gzip.compress, LINES.splitlines(keepends=True))),
     "twice.gz": gzip.compress(gzip.compress(LINES)),
     "array.json.xz": lzma.compress(ARRAY),
+    "streams.xz": lzma.compress(LINES[:999]) + bytes(8) + lzma.compress(LINES[999:]) + bytes(4),
+    "streams.bz2": bz2.compress(LINES[:999]) + bz2.compress(LINES[999:]),
+    "zst-in-xz": lzma.compress(zstd(LINES)),
     "array.bz2": bz2.compress(ARRAY),
     "lines.zst": zstd(LINES),
     "frames.jsonl.zst": zstd(LINES[: len(LINES) // 2]) + zstd(LINES[len(LINES) // 2 :]),
@@ -118,12 +127,32 @@ def test_text_is_the_same_however_it_is_stored(tmp_path, encoded):
         "{% extends 'base.html' %}\n{}\ntext\n",
         "BZhang wrote this.\n",
         "PAR is not 1.\n",
+        "PARENTS AND CHILDREN\n",
+        "GGUF is a format of files.\n",
+        "[{}] is a list with an empty object.\n",
         "[section]\nkey = 1\n",
     ],
 )
 def test_prose_that_looks_like_json_at_first_is_prose(tmp_path, text):
     (tmp_path / "a.txt").write_text(text)
     assert read(tmp_path / "a.txt") == read(tmp_path) == [text]
+
+
+@pytest.mark.parametrize("name", ["a", "a.txt", "a.json"])
+@pytest.mark.parametrize("cut", [1, 9, 40])
+def test_records_that_are_cut_short_are_no_prose(tmp_path, name, cut):
+    (tmp_path / name).write_bytes(ARRAY[:-cut])
+    with pytest.raises(DataError, match=f"{name} is not JSON after 19|20"):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize("compress", [bz2.compress, lzma.compress])
+def test_a_stream_that_is_damaged_at_its_beginning_is_not_the_end(tmp_path, compress):
+    first, second = compress(LINES), bytearray(compress(LINES))
+    second[1] ^= 1
+    (tmp_path / "a").write_bytes(first + second)
+    with pytest.raises(DataError, match="damaged or cut short"):
+        read(tmp_path / "a")
 
 
 def zipped() -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pyarrow
 import pyarrow.parquet
@@ -102,6 +103,26 @@ def test_all_records_are_without_text(tmp_path, record, message, name, on_bad):
         read(path, on_bad=on_bad)
     assert "on_bad" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_bad_records_among_others_is_skipped(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": null}\n' * 3)
+    (tmp_path / "b.jsonl").write_text("\n".join(GOOD))
+    with pytest.raises(DataError, match=r"a\.jsonl:1: 'text' is null"):
+        read(tmp_path)
+    corpus, skipped = open_corpus([str(tmp_path)], on_bad="skip"), Counter()
+    assert len(list(corpus.fragments(skipped=skipped))) == len(GOOD)
+    assert skipped == {"'text' is null": 3}
+
+
+def test_columns_of_a_table_with_like_names(tmp_path):
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text.id": ["x"], "text": ["a"]}), path)
+    assert read(path) == ["a"]
+    twice = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 2, names=["text", "text"])
+    pyarrow.parquet.write_table(twice, path)
+    with pytest.raises(DataError, match="has 2 columns 'text': rename"):
+        read(path)
 
 
 def test_null_rows_of_a_table(tmp_path):
