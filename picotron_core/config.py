@@ -205,8 +205,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"The config file {path} has more than {LARGEST} bytes: it is no config. Name another."
         )
+    text = _decoded(data, path)
     try:
-        return tomllib.loads(_decoded(data, path))
+        return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid TOML: {reason(error)}.") from None
 
@@ -240,7 +241,9 @@ def _validate(values: dict[str, Any], where: str) -> Config:
 def _explain(error: ValidationError, where: str) -> str:
     """The first mistake in one line: the setting, what was found, and what it may be."""
     first = error.errors(include_url=False)[0]
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    # A setting that may be of two kinds has an error of each.
+    count = len({found["loc"][:2] for found in error.errors(include_url=False)})
+    more = f" (and {count - 1} more)" if count > 1 else ""
     key = ".".join(str(part) for part in first["loc"])
     known = dict(fields())
     unreadable = first["type"] == "string_unicode" and key not in known  # the key is not UTF-8
@@ -264,6 +267,9 @@ def _explain(error: ValidationError, where: str) -> str:
 def _nearest_key(key: str) -> str:
     """The setting that was meant, by its whole name or by its last part alone (`--step 5`)."""
     names = {name: name for name, _ in fields()}
+    if key in names:  # in quotes, a name with a full stop is one key
+        section, _, last = key.rpartition(".")
+        return f"Write {last} = ... in the table [{section}]."
     for name in list(names):
         names.setdefault(name.rsplit(".", 1)[-1], name)
     if "." not in key:
@@ -283,7 +289,7 @@ def _nearest_flag(key: str) -> str:
     section = key.split(".")[0]
     if section == "backends":
         return "Backends are chosen with --backends 'op=name;op=name'."
-    if key in Config.model_fields:
+    if key in Config.model_fields or key == "model.rope_scaling":
         keys = [name for name, _ in fields() if name.startswith(f"{key}.")]
         return f"{key!r} is a section: {', '.join(keys)}."
     near = did_you_mean(key, SHORTHANDS)

@@ -27,6 +27,7 @@ from picotron_core.engine.metrics_file import (
 from picotron_core.engine.run_directory import RunDirectory
 
 WIDTH = 20  # characters of a number that arrays can read: 19 digits fit into 64 bits
+LARGEST = float(np.finfo(np.float32).max)  # of a loss: the span of larger ones could not be drawn
 TENS = np.longdouble(10) ** np.arange(WIDTH)  # where wider than 64 bits, results are exact
 log = logging.getLogger("picotron")
 
@@ -70,10 +71,10 @@ def read_curve(run: RunDirectory) -> Curve:
     val_steps, val_losses = [np.empty(0, np.int64)], [np.empty(0)]
     for rows in scan(run.metrics, ("loss", "val_loss")):
         loss, val_loss = rows.values["loss"], rows.values["val_loss"]
-        made = np.isfinite(loss) & ~rows.skipped
+        made = (np.abs(loss) <= LARGEST) & ~rows.skipped
         steps.append(rows.step[made])
         losses.append(loss[made])
-        evaluated = np.isfinite(val_loss)
+        evaluated = np.abs(val_loss) <= LARGEST
         val_steps.append(rows.step[evaluated])
         val_losses.append(val_loss[evaluated])
     return Curve(

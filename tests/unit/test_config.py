@@ -156,6 +156,7 @@ def test_infinity_is_no_setting():
         ("frobnicate", "`picotron config` lists them all."),
         ("data.micro_batch", "Did you mean 'train.micro_batch'?"),
         ("plugins", "'plugins' is a section: plugins.enable"),
+        ("model.rope_scaling", "is a section: model.rope_scaling.rope_type, "),
         ("backends.attention", "Backends are chosen with --backends 'op=name;op=name'"),
     ],
 )

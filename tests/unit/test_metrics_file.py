@@ -291,6 +291,16 @@ def test_the_picture_holds_both_curves(tmp_path, count):
     assert count == 1 or (0x08, 0x51, 0x9C) in colours_of(path)
 
 
+def test_losses_that_no_picture_can_hold_are_not_drawn(run):
+    text = run.metrics.read_text()
+    more = "".join(f'{{"step": {n}, "loss": {loss}}}\n' for n, loss in ((5, 1e308), (6, -1e308)))
+    run.metrics.write_text(text + more)
+    curve = read_curve(run)
+    assert list(curve.steps) == [1, 2, 3, 4]
+    largest = Curve(np.arange(2), np.array([3e38, -3e38]), *(np.empty(0),) * 2)
+    assert plot_losses({"run": curve, "largest": largest}, run.path / "loss.png", title="run")
+
+
 def test_a_spike_of_one_step_among_many_is_seen(tmp_path):
     losses = np.ones(50_000)
     plain, spiked = tmp_path / "plain.png", tmp_path / "spiked.png"
