@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from os.path import lexists
 from pathlib import Path
 
 import torch
@@ -15,13 +16,14 @@ from picotron_core.cli.selection import find_device, open_quarantine, open_regis
 from picotron_core.config import Settings
 from picotron_core.data.detokenizer import Detokenizer
 from picotron_core.data.pretrained_tokenizer import load_tokenizer
-from picotron_core.data.tokenizer import Tokenizer
+from picotron_core.data.tokenizer import TOKENIZER, Tokenizer
 from picotron_core.engine.generate import generate, refuse_prompt
 from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.errors import ConfigError
 from picotron_core.hardware import Device, stand_in
 from picotron_core.model.architecture import Architecture
 from picotron_core.model.llama import Llama
+from picotron_core.model.model_folder import INDEX, WEIGHTS
 from picotron_core.model.pretrained import (
     load_architecture,
     load_dtype,
@@ -38,8 +40,9 @@ log = logging.getLogger("picotron")
 
 
 def is_model_folder(path: Path) -> bool:
-    """Whether it is a Hugging Face folder; a run's has a config.toml."""
-    return (path / "config.json").is_file() and not (path / "config.toml").is_file()
+    """Whether it is a Hugging Face folder, if only in part; a run's folder has a config.toml."""
+    has_file = any((path / name).is_file() for name in ("config.json", WEIGHTS, INDEX, TOKENIZER))
+    return has_file and not lexists(path / "config.toml")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,10 +74,11 @@ def writer_of_run(settings: Settings, run: RunDirectory, checkpoint: Checkpoint)
 
 def writer_of_folder(folder: Path) -> Writer:
     """The model of a Hugging Face folder, e.g. of one that `picotron export` wrote."""
+    architecture = load_architecture(folder)
     tokenizer = load_tokenizer(str(folder), remedy="Put the model's own tokenizer there.")
     return Writer(
         tokenizer=tokenizer,
-        architecture=load_architecture(folder),
+        architecture=architecture,
         ends=(tokenizer.eos_id, *load_end_tokens(folder)),
         dtype=load_dtype(folder),
         load=lambda model: load_weights(model, folder),

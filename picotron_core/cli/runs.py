@@ -100,7 +100,7 @@ def new_record(
     ends = end_tokens(config, tokenizer)
     path = config.model.path
     generation_config = read_generation_config(path) if path else None
-    if path and config.data.tokenizer not in ("", path):
+    if path and _has_another_tokenizer(config):
         # Another tokenizer than the base model's: an id of the model's may be any token of it.
         bos, pad = architecture.bos_token_id, architecture.pad_token_id
         if bos_id is None and bos is not None and tokenizer.is_special(bos):
@@ -142,6 +142,11 @@ def tokenizer_source(config: Config) -> str:
     return config.data.tokenizer or config.model.path
 
 
+def _has_another_tokenizer(config: Config) -> bool:
+    """Whether the settings name another tokenizer than the base model's own."""
+    return bool(config.data.tokenizer) and not is_same(config.data.tokenizer, config.model.path)
+
+
 def end_tokens(config: Config, tokenizer: Tokenizer) -> tuple[int, ...]:
     """The tokenizer's EOS, by which training ends each document, and those of the base model.
 
@@ -153,7 +158,7 @@ def end_tokens(config: Config, tokenizer: Tokenizer) -> tuple[int, ...]:
         from picotron_core.model.pretrained import load_end_tokens
 
         ends += load_end_tokens(config.model.path)
-    if config.data.tokenizer:
+    if _has_another_tokenizer(config):
         ends = [token for token in ends if token == tokenizer.eos_id or tokenizer.is_special(token)]
     return tuple(dict.fromkeys(ends))
 

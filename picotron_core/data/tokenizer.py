@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -73,18 +74,22 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text, with no special token added."""
-        return list(self.backend.encode(text, add_special_tokens=False).ids)
+        with encoding():
+            return list(self.backend.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """The ids of many texts, on every core, with no special token added."""
-        encoded = self.backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in encoded]
+        with encoding():
+            encoded = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [one.ids for one in encoded]
 
     def encode_prompt(self, text: str) -> list[int]:
         """The ids of the beginning of a document, as transformers' `tokenizer(text)` gives them;
         EOS for an empty text without BOS, since training puts EOS before each document.
         """
-        return list(self.backend.encode(text, add_special_tokens=True).ids) or [self.eos_id]
+        with encoding():
+            ids = self.backend.encode(text, add_special_tokens=True).ids
+        return list(ids) or [self.eos_id]
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
         """The text. A character cut in half reads as U+FFFD."""
@@ -228,6 +233,22 @@ def parse_object(content: bytes, name: Path | str) -> dict[str, Any]:
     return found
 
 
+@contextmanager
+def encoding() -> Iterator[None]:
+    """Raises: ConfigError for a text that a tokenizer has no tokens for: one of words, that lacks
+    a token for unknown ones.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error) is not Exception:  # that is what tokenizers raises
+            raise
+        raise ConfigError(
+            f"The tokenizer cannot encode the text: {reason(error)}. Name another tokenizer with "
+            "--data.tokenizer."
+        ) from None
+
+
 def around(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
     """The ids that the post-processor adds before a text, and those that it adds after it.
 
@@ -236,9 +257,10 @@ def around(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
     if backend.post_processor is None:
         return [], []
     for text in _samples(backend):
-        bare = backend.encode(text, add_special_tokens=False).ids
-        if bare:
+        with encoding():
+            bare = backend.encode(text, add_special_tokens=False).ids
             whole = backend.encode(text, add_special_tokens=True).ids
+        if bare:
             added = len(whole) - len(bare)
             for before in range(added + 1):
                 if whole[before : before + len(bare)] == bare:

@@ -100,7 +100,8 @@ def refuse_prompt(
     if outside := [token for token in prompt_ids if not 0 <= token < V]:
         raise ConfigError(
             f"--prompt has the token {outside[0]}, outside the model's vocabulary of {V}: the "
-            "tokenizer has more tokens than the model."
+            "tokenizer has more tokens than the model. Training with --model.resize_embeddings "
+            "true adds them."
         )
     if length > limit:
         raise ConfigError(

@@ -328,6 +328,25 @@ BROKEN = {
 }
 
 
+def test_an_unknown_word_without_a_token_for_it_is_one_line(picotron, tmp_path):
+    families.save_tokenizer("words", tmp_path)
+    families.save_model(tmp_path, 40)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["model"]["unk_token"] = "nothing"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    edit(tmp_path / "tokenizer_config.json", unk_token=...)
+    code, out, err = picotron("generate", str(tmp_path), "--prompt", "zebra", "--device", "cpu")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "cannot encode the text" in err
+
+
+def test_a_folder_without_config_json_is_named_as_a_model(picotron, folder):
+    (folder / CONFIG).unlink()
+    code, _, err = picotron("generate", str(folder), "--prompt", "a", "--device", "cpu")
+    assert code == 2
+    assert "holds no config.json" in err
+
+
 @pytest.mark.parametrize(("damage", "said"), BROKEN.values(), ids=BROKEN)
 def test_a_folder_without_a_usable_tokenizer_is_a_whole_sentence(
     picotron, folder, tmp_path, cache_dir, damage, said
