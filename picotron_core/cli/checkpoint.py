@@ -14,6 +14,7 @@ from picotron_core.checkpoint.load import Checkpoint, find_checkpoint, open_chec
 from picotron_core.checkpoint.manifest import Manifest, read_manifest
 from picotron_core.cli.paths import located
 from picotron_core.cli.terminal import open_console
+from picotron_core.engine.model_record import read_record
 from picotron_core.engine.run_directory import RunDirectory, refuse_links
 from picotron_core.errors import ConfigError, DamagedFileError
 
@@ -43,7 +44,7 @@ def _list(folders: list[Path], *, every_byte: bool) -> int:
     damaged = 0
     for folder in folders:
         try:
-            manifest = open_checkpoint(folder).manifest if every_byte else read_manifest(folder)
+            manifest = _verified(folder) if every_byte else read_manifest(folder)
         except DamagedFileError as error:
             damaged += 1
             table.add_row(escape(folder.name), "", "", "", f"[red]{escape(str(error))}[/]")
@@ -57,6 +58,19 @@ def _list(folders: list[Path], *, every_byte: bool) -> int:
     if not every_byte:
         console.print("\n`picotron checkpoint verify` reads every byte.")
     return int(every_byte and damaged > 0)
+
+
+def _verified(folder: Path) -> Manifest:
+    """The manifest of a checkpoint whose files, and those of its run that it names, are whole.
+
+    Raises: DamagedFileError.
+    """
+    manifest = open_checkpoint(folder).manifest
+    facts = manifest.facts
+    if facts.files:
+        run = RunDirectory(folder.parent.parent)
+        read_record(run, facts.files, eos_id=facts.eos_id, ends=facts.ends)
+    return manifest
 
 
 def _inspect(checkpoint: Checkpoint) -> None:

@@ -372,6 +372,10 @@ def test_damage_is_one_line_that_names_the_file(damage, made, tmp_path):
         assert Path(name).name in last or "run is not a run" in last, last
         assert "Traceback" not in err
     assert not (tmp_path / "out").exists()
+    if name.startswith(("model", "tokenizer")):
+        code, out, _ = picotron(tmp_path, "checkpoint", "verify", "run")
+        assert code == 1
+        assert "whole" not in out
     assert contents(run) == before
 
 
@@ -463,11 +467,14 @@ def test_tokens_of_another_text_under_the_name_of_those_of_the_run(project, tmp_
     """The text is gone, and its folder in the cache was swapped with another's."""
     (project / "text.txt").rename(tmp_path / "text.txt")
     (project / "other.txt").write_text("a fox jumps over the dog\n" * 500)
-    (cached,) = (project / "cache").glob("*/")
     paths = ("--model.path", "base", "--data", "other.txt", "--data.cache_dir", "cache")
     code, _, err = picotron(project, "train", *SHORT, *paths, "--name", "other")
     assert code == 0, err
-    (other,) = set((project / "cache").glob("*/")) - {cached}
+    cached, other = (
+        project / "cache" / forge.manifest_of(checkpoint)["facts"]["data"]
+        for run in ("fine", "other")
+        for checkpoint in (project / "runs" / run / "checkpoints").glob("step-00000002")
+    )
     shutil.rmtree(cached)
     other.rename(cached)
     code, _, err = picotron(project, "train", "--resume", "runs/fine", "--train.steps", "3")
