@@ -12,14 +12,17 @@ from picotron_core.data.tokenizer import (
     TOKENIZER,
     TOKENIZER_CONFIG,
     Tokenizer,
+    around,
     parse_object,
     read_tokenizer,
 )
 from picotron_core.errors import ConfigError
+from picotron_core.files import replace_bytes
 from picotron_core.model.model_folder import find_folder
 
+SPECIAL_TOKENS = "special_tokens_map.json"
 NAMES = (
-    *(TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json"),
+    *(TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, "added_tokens.json"),
     *("chat_template.jinja", "chat_template.json"),
     # The same vocabulary in the formats that other programs read.
     *("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "spiece.model"),
@@ -73,11 +76,32 @@ def _fit(files: dict[str, bytes], tokenizer: Tokenizer, own: Mapping[str, bytes]
     files.setdefault(TOKENIZER_CONFIG, own[TOKENIZER_CONFIG])
     if not _is_same(files, tokenizer):
         files[TOKENIZER] = own[TOKENIZER]
+        _name_plain_class(files, tokenizer)
     if not _is_same(files, tokenizer):
         config = parse_object(files[TOKENIZER_CONFIG], TOKENIZER_CONFIG)
         config["clean_up_tokenization_spaces"] = tokenizer.clean_up
         config["split_special_tokens"] = tokenizer.backend.encode_special_tokens
         files[TOKENIZER_CONFIG] = json.dumps(config, indent=2, ensure_ascii=False).encode()
+
+
+def _name_plain_class(files: dict[str, bytes], tokenizer: Tokenizer) -> None:
+    """Have transformers read tokenizer.json as it is, where the class that the config names would
+    add tokens of its own again, such as the EOS of T5's, BERT's and RoBERTa's.
+    """
+    from transformers import AutoTokenizer
+
+    with TemporaryDirectory(prefix="picotron-") as folder:
+        for name in (TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS):
+            if name in files:
+                replace_bytes(Path(folder) / name, files[name])
+        theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if around(theirs.backend_tokenizer) == (tokenizer.prefix, []):
+        return
+    config = parse_object(files[TOKENIZER_CONFIG], TOKENIZER_CONFIG)
+    # Those that are not in the config are defaults of its class.
+    config = dict(theirs.special_tokens_map) | config
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    files[TOKENIZER_CONFIG] = json.dumps(config, indent=2, ensure_ascii=False).encode()
 
 
 def _is_same(files: Mapping[str, bytes], tokenizer: Tokenizer) -> bool:

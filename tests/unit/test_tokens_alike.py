@@ -15,6 +15,7 @@ from picotron_core.data.detokenizer import Detokenizer
 from picotron_core.data.loader import validation_batches
 from picotron_core.data.pretrained_tokenizer import load_tokenizer
 from picotron_core.data.token_cache import prepare
+from picotron_core.data.tokenizer_files import tokenizer_files
 
 # What the post-processor of each adds.
 BEFORE = {
@@ -56,6 +57,29 @@ def test_what_is_saved_encodes_a_prompt_alike_in_transformers(family, tmp_path):
     for prompt in PROMPTS:
         assert (saved(prompt).input_ids or [ours.eos_id]) == ours.encode_prompt(prompt)
         assert saved.decode(ours.encode_prompt(prompt)) == ours.decode(ours.encode_prompt(prompt))
+
+
+@pytest.mark.parametrize(
+    ("name", "class_"),
+    [
+        *(("bert", "BertTokenizer"), ("t5", "T5Tokenizer"), ("gpt2", "RobertaTokenizer")),
+        *(("t5", "XLMRobertaTokenizer"), ("llama2", "LlamaTokenizer"), ("gpt2", "Qwen2Tokenizer")),
+    ],
+)
+def test_a_class_of_transformers_adds_nothing_again(name, class_, tmp_path):
+    folder, exported = tmp_path / "base", tmp_path / "exported"
+    families.save_tokenizer(name, folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": class_}))
+    ours = load_tokenizer(str(folder))
+    exported.mkdir()
+    for file, content in tokenizer_files(ours, str(folder)).items():
+        (exported / file).write_bytes(content)
+    saved = AutoTokenizer.from_pretrained(exported)
+    assert saved.eos_token_id == ours.eos_id
+    assert saved.special_tokens_map == AutoTokenizer.from_pretrained(folder).special_tokens_map
+    for prompt in PROMPTS:
+        assert (saved(prompt).input_ids or [ours.eos_id]) == ours.encode_prompt(prompt)
 
 
 def test_each_document_of_the_training_data_begins_and_ends_once(family, tmp_path):
