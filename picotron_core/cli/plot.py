@@ -8,7 +8,7 @@ from pathlib import Path
 from picotron_core.engine.metrics_scan import read_curve
 from picotron_core.engine.plot import plot_losses
 from picotron_core.engine.run_directory import RunDirectory
-from picotron_core.errors import ConfigError, RunError
+from picotron_core.errors import ConfigError, RunError, quoted
 
 
 def run_plot(paths: Sequence[Path], output: Path) -> None:
@@ -18,6 +18,8 @@ def run_plot(paths: Sequence[Path], output: Path) -> None:
         paths: folders of runs, and folders that hold such folders.
         output: of a PNG file, which is replaced.
     """
+    if output.suffix.lower() != ".png":  # also lest it be a run's own file, which is replaced
+        raise ConfigError(f"--output {quoted(str(output))} names no PNG file: write NAME.png.")
     runs = [run for path in paths for run in _runs(path)]
     names = [run.path.resolve().name for run in runs]
     if len(set(names)) < len(names):

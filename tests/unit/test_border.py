@@ -78,6 +78,7 @@ OPTIONS = [
     *(("checkpoint", "prune", "run", "--keep", n) for n in ["0", "-1", *HUGE]),
     ("generate", "run", "--seed", "x"),
     ("generate", "run", "--max-new-tokens", "1.5"),
+    *(("plot", "run", "--output", path) for path in ["", ".", "x/", "x.svg", "metrics.jsonl"]),
     ("train", "--nproc"),
     ("train", "--train.steps"),
     ("train", "--", "--train.steps"),
