@@ -19,7 +19,14 @@ from types import FrameType
 
 from picotron_core.cli.model import draft_of, replicas_of
 from picotron_core.cli.output import hurry
-from picotron_core.cli.stop import INTERRUPTED, REQUEUE, SIGNALS, Stopped, stays_ignored
+from picotron_core.cli.stop import (
+    INTERRUPTED,
+    REQUEUE,
+    SAME_S,
+    SIGNALS,
+    Stopped,
+    stays_ignored,
+)
 from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.errors import ConfigError, RunError, reason
 from picotron_core.parallel import network
@@ -193,6 +200,8 @@ def _wait_for(ranks: Ranks, signals: list[int]) -> int:
         while signals:
             number = signals.pop(0)
             hurry()
+            if signal.SIGINT in asked and number == signal.SIGINT and now < asked_at + SAME_S:
+                continue  # the same Ctrl-C
             ranks.send(number)
             asked.append(number)
             asked_at = now

@@ -30,6 +30,9 @@ REQUEUE = 75
 # schedulers can be asked for SIGUSR1 or SIGUSR2 (`sbatch --signal=USR1@120`, `qsub -notify`).
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+# In which a second SIGINT is the same Ctrl-C: a scheduler may send it to all processes at once, and
+# a launcher passes on its own.
+SAME_S = 1.0
 AGAIN_S = 0.05  # until a signal is raised once more that was raised where Python ignores errors
 
 Handler = Callable[[int, FrameType | None], Any]
@@ -81,8 +84,8 @@ class Stop:
 
 @contextmanager
 def listening(stop: Stop, *, say: Callable[[str], None], ranks: int = 1) -> Iterator[None]:
-    """Note signals in `stop` while it is training, and raise them else. A second Ctrl-C is raised
-    in any case.
+    """Note signals in `stop` while it is training, and raise them else. A second Ctrl-C, `SAME_S`
+    after the first or later, is raised in any case.
 
     Args:
         say: shows a line to the user, at once.
@@ -92,13 +95,19 @@ def listening(stop: Stop, *, say: Callable[[str], None], ranks: int = 1) -> Iter
     Raises: Stopped.
     """
 
+    interrupted_at = math.inf
+
     def on_signal(number: int, _: FrameType | None) -> None:
+        nonlocal interrupted_at
         before = stop.interrupted if number == signal.SIGINT else stop.ended
+        now = time.monotonic()
+        again = number == signal.SIGINT and now > interrupted_at + SAME_S
         if number == signal.SIGINT:
             stop.interrupted = True
+            interrupted_at = min(interrupted_at, now)
         else:
             stop.ended = True
-        if not stop.training or (before and number == signal.SIGINT):
+        if not stop.training or again:
             raise_stopped(number)
         elif not before:
             hurry()

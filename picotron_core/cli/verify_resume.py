@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from math import prod
@@ -17,6 +16,7 @@ import torch
 
 from picotron_core.checkpoint.commit import folder_of
 from picotron_core.checkpoint.load import Checkpoint, open_checkpoint
+from picotron_core.cli.stop import SAME_S
 from picotron_core.engine.metrics_file import read_metrics
 from picotron_core.engine.run_directory import RunDirectory
 from picotron_core.errors import RunError
@@ -84,11 +84,11 @@ def _train(arguments: Sequence[str], start: Starter) -> None:
     try:
         out, err = process.communicate()
     except BaseException:  # above all Ctrl-C: the child stops its ranks; a second one, at once
-        for _ in range(2):
+        for patience_s in (SAME_S + 0.1, STOP_S):
             process.send_signal(signal.SIGINT)
-            time.sleep(0.1)
-        with suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=STOP_S)
+            with suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=patience_s)
+                break
         process.kill()
         process.communicate()
         raise

@@ -128,12 +128,20 @@ def test_a_killed_rank_ends_the_others_and_is_named(tiny, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the ranks in /proc")
-@pytest.mark.parametrize(("number", "wanted"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
-def test_a_signal_to_the_launcher_saves_once_and_leaves_nobody(tiny, tmp_path, number, wanted):
+@pytest.mark.parametrize(
+    ("number", "wanted", "to_all"),
+    [(signal.SIGINT, 130, True), (signal.SIGTERM, 75, False)],
+    ids=["SIGINT to all, as by a scheduler", "SIGTERM"],
+)
+def test_a_signal_to_the_launcher_saves_once_and_leaves_nobody(
+    tiny, tmp_path, number, wanted, to_all
+):
     launcher = start(tiny, tmp_path, "--train.steps", "100000", "--checkpoint.every", "0")
     wait_for_steps(launcher, tmp_path)
     pids = ranks_of(launcher)
     launcher.send_signal(number)
+    for pid in pids if to_all else ():
+        os.kill(pid, number)
     out, _ = launcher.communicate(timeout=WAIT_S)
     assert launcher.returncode == wanted
     assert out.count("saved. Go on with:") == 1

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from picotron_core.cli.stop import SAME_S
+
 WAIT_S = 300  # ends a hang: no promise
 NOBODY = 65534
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
@@ -275,6 +277,7 @@ def test_a_terminals_ctrl_c_reaches_each_rank_once(start, tiny, tmp_path, times)
     for _ in range(times):
         os.write(keyboard, b"\x03")
         until(lambda: "Stopping after this step" in group.text(), group)
+        time.sleep(SAME_S if times > 1 else 0)
     assert group.wait() == 130
     saved = list((tmp_path / "runs" / "two" / "checkpoints").glob("step-*"))
     assert times > 1 or len(saved) == 1

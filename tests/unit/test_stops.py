@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from zygote import CLOSED, WAIT_S, Command, Zygote
 from picotron_core.checkpoint.save import Saver
 from picotron_core.cli import train
 from picotron_core.cli.job import Job
+from picotron_core.cli.stop import SAME_S
 
 LONG = ("--train.steps", "1000000", "--checkpoint.every", "0", "--name", "a")
 SHORT = ("--train.steps", "6", "--checkpoint.every", "2", "--name", "a")
@@ -120,13 +122,15 @@ def test_a_script_that_ignores_sigterm_and_sigint_for_itself_can_still_stop_its_
         assert saved(run)[-1] == f"step-{steps_of(run)[-1]:08d}"
 
 
-def test_ctrl_c_twice_quits_even_in_a_save_that_does_not_end(start, tmp_path):
+def test_ctrl_c_twice_quits_even_in_a_step_that_does_not_end(start, tmp_path):
     run = tmp_path / "runs" / "a"
-    slow = ("--checkpoint.max_mb_per_s", "0.01", "--checkpoint.every", "3")
-    command = start(*LONG[:2], "--name", "a", *slow)
-    command.until_true(lambda: list(run.glob("checkpoints/.writing-*/rank*")))
-    command.send(signal.SIGINT)
-    command.until(run / "log.txt", "Stopping after this step")
+    command = start(*LONG, "--train.accumulation", "65536")
+    command.until_true((run / "checkpoints").exists)
+    for _ in range(2):  # one Ctrl-C, of which a launcher and a scheduler have told
+        command.send(signal.SIGINT)
+        command.until(run / "log.txt", "Stopping after this step")
+    time.sleep(SAME_S)
+    assert command.is_running()
     command.send(signal.SIGINT)
     assert command.wait() == 130
     assert "Traceback" not in command.text()
