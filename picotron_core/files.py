@@ -20,6 +20,7 @@ from pathlib import Path
 
 BLOCK = 1 << 22
 IS_LINK = "is a link, and links are not followed here"
+IS_SHARED = "has other names (hard links), under which it would be changed as well"
 # Opening a pipe waits for its other end; for a plain file this flag means nothing.
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -105,7 +106,7 @@ def create_descriptor(path: Path, *, mode: int = 0o666) -> int:
 def open_append(path: Path, *, mode: int = 0o666) -> FileIO:
     """Open a file for appending, making it where it does not exist.
 
-    Raises: OSError where the name is a link, a pipe or a folder.
+    Raises: OSError where the name is a link, one of several hard links, a pipe or a folder.
     """
     return _regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, "ab", mode)
 
@@ -114,20 +115,22 @@ def open_update(path: Path, *, mode: int = 0o666) -> FileIO:
     """Open a file for reading and writing with its content kept, making it where it does not
     exist.
 
-    Raises: OSError where the name is a link, a pipe or a folder.
+    Raises: OSError where the name is a link, one of several hard links, a pipe or a folder.
     """
     return _regular(path, os.O_RDWR | os.O_CREAT, "r+b", mode)
 
 
 def open_lock(path: Path) -> FileIO:
-    """Open a file to take a lock on, making it where it does not exist. One that another user made
-    is opened for reading, which is enough for `flock`.
+    """Open a file to take a lock on, making it where it does not exist. One that another user made,
+    or that has several names, is opened for reading, which is enough for `flock`.
 
     Raises: OSError where the name is a link, a pipe or a folder, or the file cannot be opened.
     """
     try:
         return open_update(path)
-    except PermissionError as refused:
+    except OSError as refused:
+        if refused.errno not in (errno.EACCES, errno.EPERM, errno.EMLINK):
+            raise
         try:
             return open_regular(path)
         except FileNotFoundError:
@@ -302,7 +305,11 @@ def _regular(
         if error.errno not in (errno.ELOOP, errno.EMLINK):  # how systems say "a link"
             raise
         raise OSError(errno.ELOOP, IS_LINK, str(path)) from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a plain file", str(path))
+    if flags & (os.O_WRONLY | os.O_RDWR) and status.st_nlink > 1:  # as `cp -al` makes them
+        os.close(descriptor)
+        raise OSError(errno.EMLINK, IS_SHARED, str(path))
     return FileIO(descriptor, mode)

@@ -102,6 +102,24 @@ def test_temporary_names_that_are_links_are_replaced_and_their_targets_kept(copi
     assert [path.name for path in copied.rglob("*") if path.suffix in (".json", ".png", ".toml")]
 
 
+def test_a_copy_of_hard_links_changes_nothing_of_the_run_it_was_made_from(made, tmp_path, capsys):
+    """As of `cp -al` and `rsync --link-dest`: of its files, those are refused that would be changed
+    in place, until they are its own.
+    """
+    copied = Path(shutil.copytree(made, tmp_path / "a", copy_function=os.link))
+    before = snapshot(made)
+    for name in ("lock", "metrics.jsonl"):
+        assert resume(copied) == 1
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == 1
+        assert f"{copied / name}: has other names (hard links)" in said[0]
+        data = (copied / name).read_bytes()
+        (copied / name).unlink()
+        (copied / name).write_bytes(data)
+    assert resume(copied) == 0
+    assert changed(made, before) == []
+
+
 def test_checkpoints_that_are_links_are_neither_swept_nor_pruned(copied, victim):
     checkpoints = copied / "checkpoints"
     (checkpoints / "step-00000002").rename(victim / "step-00000002")
