@@ -101,13 +101,13 @@ def listening(stop: Stop, *, say: Callable[[str], None], ranks: int = 1) -> Iter
         nonlocal interrupted_at
         before = stop.interrupted if number == signal.SIGINT else stop.ended
         now = time.monotonic()
-        again = number == signal.SIGINT and now > interrupted_at + SAME_S
+        is_second = number == signal.SIGINT and now > interrupted_at + SAME_S
         if number == signal.SIGINT:
             stop.interrupted = True
             interrupted_at = min(interrupted_at, now)
         else:
             stop.ended = True
-        if not stop.training or again:
+        if not stop.training or is_second:
             raise_stopped(number)
         elif not before:
             hurry()
