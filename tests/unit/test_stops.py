@@ -380,8 +380,13 @@ def test_a_run_that_lacks_its_last_steps_trains_them_when_started_again(start, t
 # A folder that is gone.
 
 
+def deleted(folder: Path) -> None:
+    """Under another name, or a file that the run writes meanwhile would keep the folder."""
+    shutil.rmtree(folder.rename(folder.with_name("deleted")))
+
+
 def replaced(run: Path) -> None:
-    shutil.rmtree(run)
+    deleted(run)
     (run / "checkpoints").mkdir(parents=True)
 
 
@@ -391,9 +396,9 @@ def replaced(run: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "left"),
     [
-        (lambda run: shutil.rmtree(run), None),
+        (deleted, None),
         (lambda run: run.rename(run.with_name("b")), None),
-        (lambda run: shutil.rmtree(run / "checkpoints"), "."),
+        (lambda run: deleted(run / "checkpoints"), "."),
         (replaced, "checkpoints"),
         (lambda run: (run / "checkpoints").rename(run / "kept"), "."),
     ],
