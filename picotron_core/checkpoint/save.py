@@ -39,7 +39,7 @@ from picotron_core.checkpoint.snapshot import Snapshot
 from picotron_core.checkpoint.task import Outcome, Task
 from picotron_core.checkpoint.write import write_file
 from picotron_core.engine.state import TrainState
-from picotron_core.errors import NotSavedError, RunError
+from picotron_core.errors import NotSavedError, RunError, reason
 from picotron_core.parallel.world import World
 
 SLOW_DISK = 20e6  # bytes a second
@@ -105,7 +105,13 @@ class Saver:
         self._key = f"saver/{checkpoints}"  # of what this saver's ranks say to each other
         self._run = self.world.share(f"{self._key}/run", lambda: uuid.uuid4().hex[:8])
         if self.world.is_first:  # before the others hear of it, and may begin to write
-            self.disk.make_folder(checkpoints)
+            try:
+                self.disk.make_folder(checkpoints)
+            except OSError as error:
+                raise RunError(
+                    f"Cannot write the checkpoints of this run: {reason(error)}. Make "
+                    f"{checkpoints} a folder that you can write to."
+                ) from None
             sweep(self.disk, checkpoints)
         machines = self.world.gather(f"{self._key}/machine", socket.gethostname())
         self._ranks_here = machines.count(machines[self.world.rank])

@@ -179,6 +179,7 @@ def train(layout: dict[str, Any], ranks: Ranks, output: Path) -> dict[str, objec
         state.loss_scale = SCALE
     facts = Facts(data="", eos_id=0, seed=0, global_batch=GLOBAL_BATCH, seq_len=8)
     folder = output.with_suffix("") / "checkpoints"
+    folder.parent.mkdir(exist_ok=True)
     saver = Saver(state, folder, facts=facts, keep=2, world=ranks.world)
     tensors = first_gradients(state, mesh, layout, saver)
     losses, norms = [], []

@@ -128,6 +128,7 @@ class Rank:
         engine.batch = noted
         facts = Facts(data="key", eos_id=0, seed=0, global_batch=GLOBAL_BATCH, seq_len=T)
         folder = self.folder / save / "checkpoints"
+        folder.parent.mkdir(exist_ok=True)
         saver = Saver(state, folder, facts=facts, keep=2, world=self.world) if save else None
         try:
             for first, *_ in engine.train(
