@@ -114,6 +114,7 @@ def saved(tmp_path_factory):
 
 def write(layout: str, checkpoints: Path) -> Path:
     temporary, disk, files = checkpoints / ".writing-", Disk(), {}
+    disk.make_folder(checkpoints)
     disk.make_folder(temporary)
     for rank in range(LAYOUTS[layout][0]):
         state = state_of(layout, rank)
