@@ -298,7 +298,7 @@ ERRORS = {
     "run.dir is a file": (("--run.dir", "/dev/null/x"), 1, "Cannot make the run directory"),
     "too large a model": (TOO_LARGE, 2, "Out of memory: a step takes"),
     "NaN": (DIVERGES, 1, "Lower train.lr"),
-    "no resume": (("--resume", "runs/none"), 2, "no run there"),
+    "no resume": (("--resume", "runs/none"), 2, "is not a run"),
     "vocabulary": (("--data.vocab_size", "3"), 2, "data.vocab_size = 3"),
 }
 
