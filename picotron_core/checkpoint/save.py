@@ -106,7 +106,9 @@ class Saver:
         self._run = self.world.share(f"{self._key}/run", lambda: uuid.uuid4().hex[:8])
         if self.world.is_first:  # before the others hear of it, and may begin to write
             try:
-                self.disk.make_folder(checkpoints)
+                # A disk that is full refuses it even where the folder exists.
+                if checkpoints.is_symlink() or not checkpoints.is_dir():
+                    self.disk.make_folder(checkpoints)
             except OSError as error:
                 raise RunError(
                     f"Cannot write the checkpoints of this run: {reason(error)}. Make "

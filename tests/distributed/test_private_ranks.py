@@ -290,4 +290,4 @@ def test_a_terminals_ctrl_c_reaches_each_rank_once(start, tiny, tmp_path, times)
 def test_more_ranks_than_a_machine_can_start_are_refused(picotron, tiny):
     code, _, err = picotron("train", *tiny, "--nproc", str(2**63))
     assert code == 2
-    assert re.match(r"error: --nproc \d+: at most \d+ ranks on this machine", err)
+    assert "Invalid value for '--nproc'" in err

@@ -36,6 +36,7 @@ def state_at(step, size=64, comm=COMM, rank=0, ranks=1) -> TrainState:
 
 
 def saver(state, run, keep=9, **more) -> Saver:
+    run.mkdir(exist_ok=True)
     return Saver(state, run / "checkpoints", facts=FACTS, keep=keep, pause_s=0.0, **more)
 
 
