@@ -147,7 +147,11 @@ def gloo_listens(group: Group) -> bool:
 
 @pytest.mark.parametrize(
     "command",
-    ["train", pytest.param("compare dp-zero", marks=pytest.mark.slow), "verify-resume"],
+    [
+        "train",
+        pytest.param("compare dp-zero", marks=pytest.mark.slow),
+        pytest.param("verify-resume", marks=pytest.mark.slow),
+    ],
 )
 def test_nothing_is_open_to_others_and_a_killed_command_leaves_nothing(start, tiny, command):
     if command == "train":

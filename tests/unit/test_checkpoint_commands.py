@@ -122,6 +122,7 @@ def test_the_first_tensor_that_differs_is_named(picotron, tiny):
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two ranks")
+@pytest.mark.slow
 def test_a_run_resumed_by_another_layout_is_verified(picotron, tiny):
     other = ("--then-nproc", "2", "--then", "parallel.cp=2")
     code, out, err = picotron("verify-resume", *tiny, "--steps", "4", *other)

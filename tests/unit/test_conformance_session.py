@@ -224,6 +224,7 @@ def test_a_session_that_proves_nothing_imports_nothing_of_weight(tmp_path):
     assert result.returncode == 0, result.stdout
 
 
+@pytest.mark.slow
 def test_fuzz_takes_a_new_seed_each_time_and_says_it(tmp_path):
     seeds = set()
     for _ in range(2):
